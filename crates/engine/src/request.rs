@@ -1,0 +1,184 @@
+//! What goes in and what comes out: a request, and the events it causes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use transformer::TokenId;
+
+/// Names one submitted request for as long as the engine runs; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub u64);
+
+/// How the next token is chosen. Applied in the order of the fields, as [`crate::sampler`] documents.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy: the most likely token, the lowest id of equals.
+    pub temperature: f32,
+    /// Divides positive and multiplies negative logits of every token in the generated history; 1 is off.
+    pub repetition_penalty: f32,
+    /// Keeps the `top_k` most likely; 0 is off.
+    pub top_k: u32,
+    /// Keeps the smallest set of most likely tokens whose probabilities reach `top_p`; 1 is off.
+    pub top_p: f32,
+    /// Drops tokens less likely than `min_p` times the most likely; 0 is off.
+    pub min_p: f32,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1.0, repetition_penalty: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+    }
+}
+
+/// One answer to be generated.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// At least one token, and fewer than the context holds.
+    pub prompt: Arc<[TokenId]>,
+    /// The most tokens to generate, end token not counted; at least 1. The engine caps it by what the context leaves.
+    pub max_tokens: usize,
+    /// Tokens that end the answer; they are not part of it.
+    pub end_tokens: Arc<[TokenId]>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Every random choice of this request follows from it.
+    pub seed: u64,
+    /// `Some(n)`: each token event carries its log-probability and the `n` most likely alternatives.
+    pub n_logprobs: Option<usize>,
+}
+
+/// A token's log-probability: natural logarithm of the model's own softmax, before any of [`Sampling`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Logprob {
+    /// The token.
+    pub id: TokenId,
+    /// At most 0.
+    pub logprob: f32,
+}
+
+/// Log-probabilities at one generated position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the chosen token.
+    pub logprob: f32,
+    /// The most likely tokens, best first, ties by id.
+    pub top: Vec<Logprob>,
+}
+
+/// One generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// The token; never an end token.
+    pub id: TokenId,
+    /// Present when the request asked for it.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Why an answer ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// `max_tokens`, or the context, is used up.
+    MaxTokens,
+    /// The model chose this end token.
+    EndToken(TokenId),
+}
+
+/// Where a request's time went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// From submission to admission.
+    pub queued: Duration,
+    /// From admission to the first token.
+    pub prefill: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+/// The end of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    /// Why.
+    pub reason: EndReason,
+    /// Tokens generated, end token not counted: the number of [`Event::Token`]s sent.
+    pub n_generated: usize,
+    /// Prompt tokens whose keys and values were found in the cache.
+    pub n_cached: usize,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// What kind of failure ended a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// [`crate::EngineHandle::cancel`] was called.
+    Cancelled,
+    /// The device ran out of memory.
+    OutOfMemory,
+    /// The device failed; the engine is stopping.
+    DeviceLost,
+    /// The engine is stopping and the time to finish has run out.
+    ShuttingDown,
+    /// A fault of the worker's own.
+    Internal,
+}
+
+/// A request that did not end by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For programs.
+    pub kind: FailureKind,
+    /// For people.
+    pub message: String,
+}
+
+/// What a request causes, in order: one `Admitted`, any number of `Token`s, then exactly one `Finished` or `Failed`.
+/// A request that is cancelled while it waits goes straight to `Failed`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// KV blocks are reserved and the prompt is being read.
+    Admitted {
+        /// Prompt tokens whose keys and values were found in the cache.
+        n_cached: usize,
+    },
+    /// A token was generated.
+    Token(Token),
+    /// The answer ended by itself. Nothing follows.
+    Finished(Finished),
+    /// The answer was cut off. Nothing follows.
+    Failed(Failure),
+}
+
+/// Why a request was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The queue is full; try again later.
+    #[error("queue is full: {waiting} requests are waiting, the limit is {limit}")]
+    QueueFull {
+        /// Requests waiting.
+        waiting: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The prompt leaves no room for one token.
+    #[error("prompt has {n_prompt} tokens; the context of {n_ctx} leaves no room for an answer")]
+    ContextLengthExceeded {
+        /// Tokens in the prompt.
+        n_prompt: usize,
+        /// The context, in tokens.
+        n_ctx: usize,
+    },
+    /// Even an otherwise idle worker could not hold the request's keys and values.
+    #[error("needs {needed_blocks} KV blocks, the worker has {n_blocks}")]
+    NeverFits {
+        /// Blocks the request needs.
+        needed_blocks: usize,
+        /// Blocks in the pool.
+        n_blocks: usize,
+    },
+    /// The request breaks a rule of [`Request`].
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    /// The engine is draining or has stopped.
+    #[error("the engine takes no new requests: it is {0}")]
+    NotAccepting(&'static str),
+}

@@ -1,0 +1,1 @@
+//! GGUF bytes to a checked directory of metadata and tensor descriptions.

@@ -1,0 +1,1 @@
+//! Block formats of GGUF tensors: layout, dequantization and dot products, scalar and SIMD.

@@ -1,0 +1,1 @@
+//! Test support: GGUF builder, fake executor, closeness assertions.

@@ -1,0 +1,89 @@
+//! The ragged batch: what the engine hands an executor each step.
+
+use std::ops::Range;
+
+/// A token's index in the model's vocabulary, as in `tokenizer.ggml.tokens`.
+pub type TokenId = u32;
+
+/// The index of a KV block in an executor's pool: `0..ExecutorInfo::n_blocks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// Where the tokens of a segment came from.
+///
+/// An executor may choose its kernels by role and by nothing else, so that the number of rows in a step, which depends
+/// on a request's neighbours, never changes a request's bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Read in from the request: any number of rows a step.
+    Prompt,
+    /// Sampled in the step before: one row a step.
+    Generated,
+}
+
+/// One sequence's rows in a [`Batch`]: contiguous positions, and the blocks that hold the sequence's keys and values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Rows of the batch that belong to this sequence; never empty.
+    pub rows: Range<usize>,
+    /// Absolute position of the first row in the sequence.
+    pub start_pos: u32,
+    /// Where the tokens came from.
+    pub role: Role,
+    /// The sequence's blocks in [`Batch::block_table`], in position order. Position `p` lives in the block at index
+    /// `p / block_tokens`, slot `p % block_tokens`; the table covers every position up to the last row's.
+    pub blocks: Range<usize>,
+}
+
+/// A ragged batch: some sequences, each with one or more consecutive tokens.
+///
+/// Flat arrays, so that a device can copy them as they are. The engine reuses one `Batch` for all its steps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// `[n_tokens]`
+    pub tokens: Vec<TokenId>,
+    /// Absolute position of each token in its sequence. `[n_tokens]`
+    pub positions: Vec<u32>,
+    /// `[n_seqs]`, in row order, without gaps.
+    pub segments: Vec<Segment>,
+    /// Block tables of all sequences, one behind the other; see [`Segment::blocks`].
+    pub block_table: Vec<BlockId>,
+    /// Rows whose logits are wanted, ascending. `[n_samples]`
+    pub sample_rows: Vec<usize>,
+}
+
+impl Batch {
+    /// Rows in the batch.
+    pub fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Empties the batch and keeps its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.segments.clear();
+        self.block_table.clear();
+        self.sample_rows.clear();
+    }
+
+    /// Appends one sequence's next tokens, at positions `start_pos..`, with the blocks that hold its whole context.
+    ///
+    /// With `sample`, the logits of the last of these tokens are wanted.
+    pub fn push(&mut self, role: Role, tokens: &[TokenId], start_pos: u32, blocks: &[BlockId], sample: bool) {
+        let rows = self.tokens.len()..self.tokens.len() + tokens.len();
+        let table = self.block_table.len()..self.block_table.len() + blocks.len();
+        self.tokens.extend_from_slice(tokens);
+        self.positions.extend((0..tokens.len() as u32).map(|i| start_pos + i));
+        self.block_table.extend_from_slice(blocks);
+        if sample && !tokens.is_empty() {
+            self.sample_rows.push(rows.end - 1);
+        }
+        self.segments.push(Segment { rows, start_pos, role, blocks: table });
+    }
+}

@@ -1,0 +1,1 @@
+//! Path to checked tensors where they will be used, with progress.

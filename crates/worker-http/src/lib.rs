@@ -1,0 +1,1 @@
+//! The worker over HTTP: routes, wire types, server-sent events.
