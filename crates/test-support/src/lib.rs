@@ -1,1 +1,4 @@
 //! Test support: GGUF builder, fake executor, closeness assertions.
+
+pub mod gguf;
+pub mod tiny_model;
