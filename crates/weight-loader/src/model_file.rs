@@ -1,0 +1,92 @@
+//! Path to bytes: the only code in the worker that opens a model file.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use gguf_parser::Gguf;
+
+use crate::LoadError;
+use crate::mapping::Mapping;
+
+/// A model file's bytes, mapped read-only.
+///
+/// Cheap to clone. The mapping lives as long as the file, or any [`Tensor`](crate::Tensor) that was loaded from it.
+///
+/// # Limits
+/// The file must not change while it is mapped. One that is overwritten gives wrong text; one that is truncated ends
+/// the process with SIGBUS when a missing page is touched, because nothing in the mapping can be made to survive that.
+/// Replace a model by renaming a new file over it, which leaves the mapped one whole.
+#[derive(Debug, Clone)]
+pub struct ModelFile {
+    mapping: Arc<Mapping>,
+    name: Arc<str>,
+}
+
+impl ModelFile {
+    /// Opens and maps a model file. Its contents are not looked at; see [`gguf`](Self::gguf).
+    ///
+    /// # Errors
+    /// A path that does not exist, cannot be opened or is no regular file, and an empty file; each names the path.
+    pub fn open(path: &Path) -> Result<ModelFile, LoadError> {
+        let shown = path.display().to_string();
+        let file = match open_without_waiting(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(LoadError::NotFound { path: shown }),
+            Err(source) => return Err(LoadError::Unreadable { path: shown, source }),
+        };
+        // Asked of the open file and not of the path, which may name something else by now.
+        let metadata = file.metadata().map_err(|source| LoadError::Unreadable { path: shown.clone(), source })?;
+        if !metadata.is_file() {
+            let got = if metadata.is_dir() { "a directory" } else { "a device, pipe or socket" };
+            return Err(LoadError::NotAFile { path: shown, got });
+        }
+        if metadata.len() == 0 {
+            return Err(LoadError::Empty { path: shown });
+        }
+        let mapping = Mapping::of(&file).map_err(|source| LoadError::Unmappable { path: shown.clone(), source })?;
+        Ok(ModelFile { mapping: Arc::new(mapping), name: shown.into() })
+    }
+
+    /// A model that is part of the program.
+    ///
+    /// Tensors lie as they lie in `bytes`: to be aligned in memory, `bytes` must be aligned to the file's alignment.
+    pub fn from_static(bytes: &'static [u8], name: &str) -> ModelFile {
+        ModelFile { mapping: Arc::new(Mapping::Static(bytes)), name: name.into() }
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        self.mapping.bytes()
+    }
+
+    /// The path as it was given, or the name of a built-in model.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Parses the file's directory.
+    ///
+    /// # Errors
+    /// [`LoadError::Gguf`] for a foreign, truncated or otherwise broken file.
+    pub fn gguf(&self) -> Result<Gguf<'_>, LoadError> {
+        Gguf::parse(self.bytes()).map_err(|source| LoadError::Gguf { path: self.name.to_string(), source })
+    }
+
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+}
+
+/// Opens for reading. Never waits for the other end of a named pipe.
+fn open_without_waiting(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NONBLOCK); // regular files do not care
+    }
+    options.open(path)
+}
