@@ -148,6 +148,13 @@ pub enum Event {
     Failed(Failure),
 }
 
+impl Event {
+    /// Whether it ends its request: nothing follows.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Event::Finished(_) | Event::Failed(_))
+    }
+}
+
 /// Why a request was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {

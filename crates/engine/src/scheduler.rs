@@ -1,0 +1,323 @@
+//! Which rows the next step has, and what its logits cause.
+//!
+//! A pure state machine: no threads, channels or clocks. Time comes in as an argument and events go out through a list, so
+//! property tests drive it directly. A step is [`Scheduler::plan`], the executor's `forward`, and [`Scheduler::commit`] or
+//! [`Scheduler::fail_step`].
+//!
+//! - *Admission* is first come, first served: the request at the head of the queue is admitted when there is a place for it
+//!   and all KV blocks it may come to need can be promised; until then nobody overtakes it. Nothing is preempted.
+//! - *A step* has a row for every sequence that is generating, then prompt rows: what is left of the budget, shared evenly
+//!   among the prompts being read, so that a long one holds up neither streams nor shorter prompts.
+//! - *Equal beginnings* are computed once: a prompt that stands where an earlier one is just computing the same block waits
+//!   for it and takes it over.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use transformer::{Batch, ExecutorError, TokenId};
+
+use crate::blocks::BlockPool;
+use crate::limits::Limits;
+use crate::request::{EndReason, Event, Failure, FailureKind, JobId, Request, Token};
+use crate::sampler::{RowFault, Sampler};
+use crate::sequence::{Sequence, Waiting};
+
+/// How long a step with prompt rows should take while answers are being streamed: a pause in a stream that a reader hardly
+/// notices.
+const STEP_TARGET_BESIDE_STREAMS: Duration = Duration::from_millis(100);
+/// The same while nothing is streamed: how long a cancellation or a new request may wait.
+const STEP_TARGET: Duration = Duration::from_millis(500);
+/// A step may always have so many prompt rows, however slow the device: fewer would not pay for reading the weights.
+const MIN_PROMPT_ROWS: usize = 32;
+
+/// Sequences' part of a step.
+#[derive(Debug, Clone, Copy)]
+struct Planned {
+    seq_idx: usize,
+    n_rows: usize,
+    samples: bool,
+}
+
+/// Sums since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) prompt_tokens: u64,
+    pub(crate) cached_tokens: u64,
+    pub(crate) generation_tokens: u64,
+    pub(crate) steps: u64,
+}
+
+pub(crate) type Events = Vec<(JobId, Event)>;
+
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    limits: Limits,
+    pool: BlockPool,
+    waiting: VecDeque<Waiting>,
+    /// In order of admission.
+    running: Vec<Sequence>,
+    /// The head of the queue did not fit, and nothing has been given back since.
+    head_is_blocked: bool,
+    batch: Batch,
+    planned: Vec<Planned>,
+    /// `(rows wanted, index in running)` of the prompts being read; scratch of `plan`.
+    prompts: Vec<(usize, usize)>,
+    step_started: Option<Instant>,
+    /// Measured time of one prompt row.
+    prompt_row: Duration,
+    sampler: Sampler,
+    totals: Totals,
+}
+
+impl Scheduler {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            pool: BlockPool::new(limits.n_blocks, limits.block_tokens),
+            waiting: VecDeque::new(),
+            running: Vec::with_capacity(limits.max_seqs),
+            head_is_blocked: false,
+            batch: Batch::default(),
+            planned: Vec::with_capacity(limits.max_seqs),
+            prompts: Vec::with_capacity(limits.max_seqs),
+            step_started: None,
+            prompt_row: Duration::ZERO,
+            sampler: Sampler::new(limits.n_vocab),
+            totals: Totals::default(),
+            limits,
+        }
+    }
+
+    /// Puts a request that [`Limits::check`] accepts at the end of the queue.
+    pub(crate) fn submit(&mut self, id: JobId, request: Request, now: Instant) {
+        debug_assert_eq!(self.limits.check(&request), Ok(()));
+        self.waiting.push_back(Waiting { id, request, submitted: now });
+    }
+
+    /// Ends a request, wherever it is. Unknown ids, and those that have ended, are ignored.
+    pub(crate) fn cancel(&mut self, id: JobId, events: &mut Events) {
+        if let Some(at) = self.running.iter().position(|s| s.id == id) {
+            self.end(at, failed(FailureKind::Cancelled, "the request was cancelled"), events);
+        } else if let Some(at) = self.waiting.iter().position(|w| w.id == id) {
+            self.waiting.remove(at);
+            self.head_is_blocked &= at > 0;
+            events.push((id, failed(FailureKind::Cancelled, "the request was cancelled while it waited")));
+        }
+    }
+
+    /// Ends all requests.
+    pub(crate) fn fail_all(&mut self, kind: FailureKind, message: &str, events: &mut Events) {
+        while !self.running.is_empty() {
+            self.end(0, failed(kind, message), events);
+        }
+        events.extend(self.waiting.drain(..).map(|w| (w.id, failed(kind, message))));
+        self.head_is_blocked = false;
+    }
+
+    /// Admits what can be admitted and puts the next step together in [`Scheduler::batch`]. False if there is nothing to do.
+    pub(crate) fn plan(&mut self, now: Instant, events: &mut Events) -> bool {
+        self.admit(now, events);
+        self.batch.clear();
+        self.planned.clear();
+        for seq_idx in 0..self.running.len() {
+            if self.running[seq_idx].n_pending() == 1 && self.running[seq_idx].n_generated() > 0 {
+                self.push_rows(seq_idx, 1);
+            }
+        }
+        self.plan_prompts();
+        debug_assert!(!self.batch.is_empty() || (self.running.is_empty() && self.waiting.is_empty()));
+        self.step_started = Some(now);
+        !self.batch.is_empty()
+    }
+
+    /// The step that was planned.
+    pub(crate) fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Takes a step's logits, `[n_samples, n_vocab]`: every planned sequence moves on, those that sampled get a token.
+    pub(crate) fn commit(&mut self, logits: &[f32], now: Instant, events: &mut Events) {
+        let n_vocab = self.limits.n_vocab;
+        let n_samples = self.batch.sample_rows.len();
+        if logits.len() != n_samples * n_vocab {
+            let got = logits.len();
+            let message = format!("the executor returned {got} logits for {n_samples} rows of {n_vocab}");
+            return self.fail_step(&ExecutorError::InvalidBatch(message), events);
+        }
+        self.measure(now);
+        self.totals.steps += 1;
+        let mut rows = logits.chunks_exact(n_vocab);
+        for i in 0..self.planned.len() {
+            let Planned { seq_idx, n_rows, samples } = self.planned[i];
+            let sequence = &mut self.running[seq_idx];
+            sequence.n_computed += n_rows;
+            sequence.register_full_blocks(&mut self.pool, &self.limits);
+            if samples {
+                let row = rows.next().expect("one row of logits for each that samples");
+                self.sample(seq_idx, row, now, events);
+            }
+        }
+        self.planned.clear();
+        let n_before = self.running.len();
+        self.running.retain(|sequence| !sequence.ended);
+        self.head_is_blocked &= self.running.len() == n_before;
+    }
+
+    /// Ends the requests that took part in a step that failed. What it wrote is nowhere registered.
+    pub(crate) fn fail_step(&mut self, error: &ExecutorError, events: &mut Events) {
+        let kind = match error {
+            ExecutorError::InvalidBatch(_) => FailureKind::Internal,
+            ExecutorError::OutOfMemory(_) => FailureKind::OutOfMemory,
+            ExecutorError::DeviceLost(_) => FailureKind::DeviceLost,
+        };
+        let message = error.to_string();
+        self.planned.sort_unstable_by_key(|p| std::cmp::Reverse(p.seq_idx));
+        for i in 0..self.planned.len() {
+            self.end(self.planned[i].seq_idx, failed(kind, &message), events);
+        }
+        self.planned.clear();
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub(crate) fn n_running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub(crate) fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    fn admit(&mut self, now: Instant, events: &mut Events) {
+        while !self.head_is_blocked && self.running.len() < self.limits.max_seqs {
+            let Some(head) = self.waiting.pop_front() else { return };
+            match Sequence::admit(head, &mut self.pool, &self.limits, now) {
+                Ok(sequence) => {
+                    events.push((sequence.id, Event::Admitted { n_cached: sequence.n_cached }));
+                    self.running.push(sequence);
+                }
+                Err(head) => {
+                    self.waiting.push_front(head);
+                    self.head_is_blocked = true;
+                }
+            }
+        }
+    }
+
+    /// Shares what is left of the step among the prompts being read: the shortest remainders first, each getting what it
+    /// needs up to an even share of the rest.
+    fn plan_prompts(&mut self) {
+        self.prompts.clear();
+        for seq_idx in 0..self.running.len() {
+            if self.running[seq_idx].n_generated() == 0 {
+                self.running[seq_idx].reuse(&mut self.pool, &self.limits);
+                if !self.is_being_computed(seq_idx) {
+                    let wanted = self.running[seq_idx].n_pending().min(self.limits.max_chunk_tokens);
+                    self.prompts.push((wanted, seq_idx));
+                }
+            }
+        }
+        self.prompts.sort_unstable();
+        let mut budget = self.prompt_budget();
+        for i in 0..self.prompts.len() {
+            let (wanted, seq_idx) = self.prompts[i];
+            let n_rows = wanted.min(budget / (self.prompts.len() - i));
+            budget -= n_rows;
+            if n_rows > 0 {
+                self.push_rows(seq_idx, n_rows);
+            }
+        }
+    }
+
+    /// Whether a sequence admitted earlier is computing the block that this one needs next.
+    fn is_being_computed(&self, seq_idx: usize) -> bool {
+        let sequence = &self.running[seq_idx];
+        sequence.next_shareable(&self.limits).is_some_and(|next| {
+            self.running[..seq_idx].iter().any(|earlier| earlier.is_computing(sequence.node(), next, &self.limits))
+        })
+    }
+
+    /// Prompt rows this step may have: what the step has room for, and what its target time allows. Every prompt gets a
+    /// row, because a step has room for a row of each sequence.
+    fn prompt_budget(&self) -> usize {
+        let n_streams = self.batch.n_tokens();
+        let target = if n_streams > 0 { STEP_TARGET_BESIDE_STREAMS } else { STEP_TARGET };
+        let affordable = match self.prompt_row.as_nanos() {
+            0 => usize::MAX,
+            row => (target.as_nanos() / row) as usize,
+        };
+        (self.limits.max_batch_tokens - n_streams).min(affordable.max(MIN_PROMPT_ROWS).max(self.prompts.len()))
+    }
+
+    /// Learns from the step that has just ended how long a prompt row takes.
+    fn measure(&mut self, now: Instant) {
+        let n_streams = self.planned.iter().filter(|p| self.running[p.seq_idx].n_generated() > 0).count();
+        let n_prompt_rows = self.batch.n_tokens() - n_streams;
+        let Some(started) = self.step_started.take() else { return };
+        if n_prompt_rows >= MIN_PROMPT_ROWS {
+            let row = now.saturating_duration_since(started) / n_prompt_rows as u32;
+            self.prompt_row = if self.prompt_row.is_zero() { row } else { (self.prompt_row * 3 + row) / 4 };
+        }
+    }
+
+    fn push_rows(&mut self, seq_idx: usize, n_rows: usize) {
+        let sequence = &mut self.running[seq_idx];
+        let start = sequence.n_computed;
+        let end = start + n_rows;
+        let samples = end == sequence.tokens.len();
+        sequence.take_blocks_to(end, &mut self.pool, &self.limits);
+        self.batch.push(sequence.role(), &sequence.tokens[start..end], start as u32, &sequence.blocks, samples);
+        self.planned.push(Planned { seq_idx, n_rows, samples });
+    }
+
+    /// Chooses a sequence's next token. If that is its last, it is marked as ended.
+    fn sample(&mut self, seq_idx: usize, row: &[f32], now: Instant, events: &mut Events) {
+        let sequence = &mut self.running[seq_idx];
+        let last = match choose(&mut self.sampler, sequence, row) {
+            Err(fault) => Some(failed(FailureKind::Internal, &fault.to_string())),
+            Ok((id, token)) => {
+                if sequence.n_generated() == 0 {
+                    self.totals.prompt_tokens += sequence.n_prompt() as u64;
+                    self.totals.cached_tokens += sequence.n_cached as u64;
+                }
+                if sequence.request.end_tokens.contains(&id) {
+                    Some(Event::Finished(sequence.finished(EndReason::EndToken(id), now)))
+                } else {
+                    self.totals.generation_tokens += 1;
+                    events.push((sequence.id, Event::Token(token)));
+                    let is_last = sequence.push_token(id, now);
+                    is_last.then(|| Event::Finished(sequence.finished(EndReason::MaxTokens, now)))
+                }
+            }
+        };
+        if let Some(last) = last {
+            sequence.ended = true;
+            sequence.give_back(&mut self.pool);
+            events.push((sequence.id, last));
+        }
+    }
+
+    fn end(&mut self, seq_idx: usize, last: Event, events: &mut Events) {
+        let mut sequence = self.running.remove(seq_idx);
+        sequence.give_back(&mut self.pool);
+        self.head_is_blocked = false;
+        events.push((sequence.id, last));
+    }
+}
+
+fn choose(sampler: &mut Sampler, sequence: &Sequence, row: &[f32]) -> Result<(TokenId, Token), RowFault> {
+    let request = &sequence.request;
+    let position = sequence.tokens.len() as u64;
+    let id = sampler.choose(row, &request.sampling, &sequence.history, request.seed, position)?;
+    let logprobs = request.n_logprobs.map(|n| sampler.logprobs(row, id, n)).transpose()?;
+    Ok((id, Token { id, logprobs }))
+}
+
+fn failed(kind: FailureKind, message: &str) -> Event {
+    Event::Failed(Failure { kind, message: message.to_owned() })
+}
