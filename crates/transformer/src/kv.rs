@@ -1,0 +1,96 @@
+//! The paged KV cache: how many blocks, of how many bytes.
+//!
+//! Keys and values live in blocks of [`BLOCK_TOKENS`] tokens. Which blocks a sequence has is the engine's business; an
+//! executor is told in each batch's block table. A block holds its tokens' keys and values of every layer.
+
+use crate::ModelSpec;
+pub use crate::cpu::attention::{BLOCK_TOKENS, KvType};
+
+/// The KV pool of an executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvGeometry {
+    /// How values are stored.
+    pub kv_type: KvType,
+    /// Blocks in the pool.
+    pub n_blocks: usize,
+    /// Bytes of a block: [`BLOCK_TOKENS`] tokens' keys and values in all layers.
+    pub block_bytes: u64,
+}
+
+/// Why a KV pool cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KvError {
+    /// The memory asked for does not hold one block.
+    #[error("KV cache: {kv_bytes} bytes hold no block; one of {BLOCK_TOKENS} tokens takes {block_bytes}")]
+    NoBlock {
+        /// The bytes asked for.
+        kv_bytes: u64,
+        /// The bytes of one block.
+        block_bytes: u64,
+    },
+    /// The machine does not have the memory for one sequence as long as the context.
+    #[error(
+        "KV cache: one sequence of {n_ctx} tokens takes {needed_bytes} bytes, {available_bytes} are free; choose a \
+         shorter context or a size for the cache"
+    )]
+    NoRoom {
+        /// The context, in tokens.
+        n_ctx: usize,
+        /// The bytes of one full context.
+        needed_bytes: u64,
+        /// The bytes that are free.
+        available_bytes: u64,
+    },
+}
+
+impl KvGeometry {
+    /// The pool of `kv_bytes` bytes.
+    ///
+    /// # Errors
+    /// [`KvError::NoBlock`] where they hold no block.
+    pub fn of_bytes(spec: &ModelSpec, kv_type: KvType, kv_bytes: u64) -> Result<Self, KvError> {
+        let block_bytes = block_bytes(spec, kv_type);
+        match kv_bytes / block_bytes {
+            0 => Err(KvError::NoBlock { kv_bytes, block_bytes }),
+            // Block ids are `u32`.
+            n => Ok(Self { kv_type, n_blocks: n.min(u64::from(u32::MAX)) as usize, block_bytes }),
+        }
+    }
+
+    /// The pool in which `n_seqs` sequences of `n_ctx` tokens fit, or as many as half of the `available_bytes` hold, but
+    /// one at least.
+    ///
+    /// # Errors
+    /// [`KvError::NoRoom`] where even one full sequence does not fit the available bytes.
+    pub fn for_sequences(
+        spec: &ModelSpec,
+        kv_type: KvType,
+        n_ctx: usize,
+        n_seqs: usize,
+        available_bytes: u64,
+    ) -> Result<Self, KvError> {
+        let block_bytes = block_bytes(spec, kv_type);
+        let per_sequence = n_ctx.div_ceil(BLOCK_TOKENS) as u64;
+        let needed_bytes = per_sequence * block_bytes;
+        if needed_bytes > available_bytes {
+            return Err(KvError::NoRoom { n_ctx, needed_bytes, available_bytes });
+        }
+        let share = available_bytes / 2 / block_bytes;
+        let n_blocks = (per_sequence.saturating_mul(n_seqs as u64)).min(share).max(per_sequence);
+        Ok(Self { kv_type, n_blocks: n_blocks.min(u64::from(u32::MAX)) as usize, block_bytes })
+    }
+
+    /// Bytes of the pool.
+    pub fn n_bytes(&self) -> u64 {
+        self.n_blocks as u64 * self.block_bytes
+    }
+
+    /// Tokens that the pool holds.
+    pub fn n_tokens(&self) -> usize {
+        self.n_blocks * BLOCK_TOKENS
+    }
+}
+
+fn block_bytes(spec: &ModelSpec, kv_type: KvType) -> u64 {
+    BLOCK_TOKENS as u64 * spec.kv_bytes_per_token(kv_type.n_bytes())
+}

@@ -1,0 +1,70 @@
+//! The rules of a [`Batch`], checked before an executor touches anything.
+
+use crate::{Batch, ExecutorError, ExecutorInfo, Role, Segment};
+
+/// Checks every rule of [`Batch`] and every limit of `info`, so that an executor may index by what the batch says.
+///
+/// # Errors
+/// [`ExecutorError::InvalidBatch`], which names the rule.
+pub(crate) fn validate(batch: &Batch, info: &ExecutorInfo) -> Result<(), ExecutorError> {
+    let n_tokens = batch.n_tokens();
+    if batch.positions.len() != n_tokens {
+        return invalid(format!("{n_tokens} tokens but {} positions", batch.positions.len()));
+    }
+    if n_tokens > info.max_batch_tokens {
+        return invalid(format!("{n_tokens} tokens, the most is {}", info.max_batch_tokens));
+    }
+    if batch.segments.len() > info.max_seqs {
+        return invalid(format!("{} sequences, the most is {}", batch.segments.len(), info.max_seqs));
+    }
+    if let Some(row) = batch.tokens.iter().position(|&token| token as usize >= info.n_vocab) {
+        return invalid(format!("row {row}: token {}, the vocabulary has {}", batch.tokens[row], info.n_vocab));
+    }
+    let mut next_row = 0;
+    for (i, segment) in batch.segments.iter().enumerate() {
+        if segment.rows.start != next_row || segment.rows.end > n_tokens || segment.rows.is_empty() {
+            return invalid(format!("segment {i}: rows {:?} after row {next_row} of {n_tokens}", segment.rows));
+        }
+        next_row = segment.rows.end;
+        validate_segment(batch, i, segment, info)?;
+    }
+    if next_row != n_tokens {
+        return invalid(format!("segments cover {next_row} of {n_tokens} rows"));
+    }
+    if !batch.sample_rows.is_sorted_by(|a, b| a < b) || batch.sample_rows.last().is_some_and(|&row| row >= n_tokens) {
+        return invalid(format!("sample rows {:?} are not ascending rows below {n_tokens}", batch.sample_rows));
+    }
+    if batch.sample_rows.len() > info.max_seqs {
+        return invalid(format!("{} rows to sample, the most is {}", batch.sample_rows.len(), info.max_seqs));
+    }
+    Ok(())
+}
+
+fn validate_segment(batch: &Batch, i: usize, segment: &Segment, info: &ExecutorInfo) -> Result<(), ExecutorError> {
+    let n_rows = segment.rows.len();
+    if segment.role == Role::Generated && n_rows != 1 {
+        return invalid(format!("segment {i}: {n_rows} generated rows, a step has one"));
+    }
+    let end_pos = segment.start_pos as usize + n_rows;
+    if end_pos > info.n_ctx {
+        return invalid(format!("segment {i}: ends at position {end_pos}, the context has {}", info.n_ctx));
+    }
+    let positions = &batch.positions[segment.rows.clone()];
+    if positions.iter().zip(segment.start_pos..).any(|(&got, expected)| got != expected) {
+        return invalid(format!("segment {i}: positions {positions:?} do not follow from {}", segment.start_pos));
+    }
+    let Some(blocks) = batch.block_table.get(segment.blocks.clone()) else {
+        return invalid(format!("segment {i}: blocks {:?} of a table of {}", segment.blocks, batch.block_table.len()));
+    };
+    if blocks.len() * info.block_tokens < end_pos {
+        return invalid(format!("segment {i}: {} blocks do not hold {end_pos} positions", blocks.len()));
+    }
+    match blocks.iter().find(|block| block.0 as usize >= info.n_blocks) {
+        Some(block) => invalid(format!("segment {i}: block {}, the pool has {}", block.0, info.n_blocks)),
+        None => Ok(()),
+    }
+}
+
+fn invalid(what: String) -> Result<(), ExecutorError> {
+    Err(ExecutorError::InvalidBatch(what))
+}

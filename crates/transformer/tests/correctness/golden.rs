@@ -1,0 +1,230 @@
+//! The gates: closeness to the reference in float64, for every golden model, instruction set and kind of KV cache.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use quant::Isa;
+use transformer::KvType;
+use transformer::cpu::{Probe, Step};
+
+use crate::case::Case;
+use crate::sequence::{ProbeAt, executor, options, run};
+
+/// The largest relative 2-norm error of a run's logits. With an F32 cache F32's own rounding is the only error; an F16
+/// cache rounds each key and value to 11 bits.
+pub(crate) fn gate(kv_type: KvType) -> f64 {
+    match kv_type {
+        KvType::F32 => 1e-4,
+        KvType::F16 => 5e-4,
+    }
+}
+
+/// The largest relative 2-norm error of one position's logits, or of one step's values there. With an F16 cache single
+/// positions scatter to six times the run's error: a few keys of nearly equal scores decide them.
+fn gate_of_one(kv_type: KvType) -> f64 {
+    match kv_type {
+        KvType::F32 => 1e-4,
+        KvType::F16 => 2e-3,
+    }
+}
+
+/// The largest mean absolute difference of log-probabilities.
+const MAX_MEAN_LOGPROB_ERROR: f64 = 0.01;
+
+/// The largest share of positions whose greedy choice may be left unchecked, because the reference's lead of the best
+/// over the second is within twice the error.
+const MAX_EXEMPT: f64 = 0.02;
+
+/// How far a run's logits are from the reference's.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Closeness {
+    /// Relative 2-norm error of all logits together.
+    pub(crate) error: f64,
+    /// The largest of one position.
+    pub(crate) max_error: f64,
+    pub(crate) mean_logprob_error: f64,
+    pub(crate) n_positions: usize,
+    /// Positions where the reference's two best are too close to tell apart.
+    pub(crate) n_exempt: usize,
+    /// Positions, of those not exempt, where the greedy choice differs.
+    pub(crate) n_disagree: usize,
+}
+
+impl Closeness {
+    /// Compares `[n_positions, n_vocab]` with the reference.
+    pub(crate) fn of(got: &[f32], want: &[f32], n_vocab: usize) -> Closeness {
+        assert_eq!(got.len(), want.len());
+        let mut c = Closeness { error: relative_error(got, want), ..Closeness::default() };
+        let mut sum = 0.0;
+        for (got, want) in got.chunks_exact(n_vocab).zip(want.chunks_exact(n_vocab)) {
+            // `max` would pass over a NaN; an error that is not a number is as bad as can be.
+            let error = relative_error(got, want);
+            c.max_error = if error.is_nan() { f64::INFINITY } else { c.max_error.max(error) };
+            let (got_lp, want_lp) = (log_softmax(got), log_softmax(want));
+            sum += got_lp.iter().zip(&want_lp).map(|(g, w)| (g - w).abs()).sum::<f64>();
+            let largest = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - f64::from(*w)).abs()).fold(0.0, f64::max);
+            let best = argmax(want);
+            let second = (0..n_vocab).filter(|&i| i != best).map(|i| f64::from(want[i])).fold(f64::MIN, f64::max);
+            c.n_positions += 1;
+            if f64::from(want[best]) - second <= 2.0 * largest {
+                c.n_exempt += 1;
+            } else if argmax(got) != best {
+                c.n_disagree += 1;
+            }
+        }
+        c.mean_logprob_error = sum / got.len() as f64;
+        c
+    }
+
+    /// Whether all gates hold; `Err` says which does not.
+    pub(crate) fn check(&self, kv_type: KvType) -> Result<(), String> {
+        let exempt = self.n_exempt as f64 / self.n_positions as f64;
+        if self.error.is_nan() || self.error > gate(kv_type) {
+            return Err(format!("logits are off by {:.1e}, the gate is {:.0e}", self.error, gate(kv_type)));
+        }
+        if self.max_error > gate_of_one(kv_type) {
+            return Err(format!(
+                "a position is off by {:.1e}, the gate is {:.0e}",
+                self.max_error,
+                gate_of_one(kv_type)
+            ));
+        }
+        if self.mean_logprob_error.is_nan() || self.mean_logprob_error >= MAX_MEAN_LOGPROB_ERROR {
+            return Err(format!("log-probabilities are off by {:.1e} on average", self.mean_logprob_error));
+        }
+        if self.n_disagree > 0 {
+            return Err(format!("{} of {} greedy choices differ", self.n_disagree, self.n_positions));
+        }
+        if exempt >= MAX_EXEMPT {
+            return Err(format!("{} of {} greedy choices are exempt", self.n_exempt, self.n_positions));
+        }
+        Ok(())
+    }
+}
+
+/// `|got - want| / |want|`, in double.
+pub(crate) fn relative_error(got: &[f32], want: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let error: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(*g) - f64::from(*w))).sum();
+    let size: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
+    (error / size).sqrt()
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().map(|&x| f64::from(x)).fold(f64::MIN, f64::max);
+    let log_sum = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln();
+    logits.iter().map(|&x| f64::from(x) - max - log_sum).collect()
+}
+
+/// The lowest index of the largest.
+fn argmax(values: &[f32]) -> usize {
+    (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap()
+}
+
+/// Collects every step's values at some positions, under the reference's names.
+struct Recorder {
+    wanted: Vec<usize>,
+    positions: Range<usize>,
+    seen: BTreeMap<(String, usize), Vec<f32>>,
+}
+
+impl ProbeAt for Recorder {
+    fn at(&mut self, positions: Range<usize>) {
+        self.positions = positions;
+    }
+}
+
+impl Probe for Recorder {
+    fn see(&mut self, step: Step, layer: usize, values: &[f32]) {
+        let width = values.len() / self.positions.len();
+        for &position in &self.wanted {
+            if self.positions.contains(&position) {
+                let row = position - self.positions.start;
+                self.seen.insert((name(step, layer), position), values[row * width..][..width].to_vec());
+            }
+        }
+    }
+}
+
+/// What `reference.py` calls a step.
+fn name(step: Step, layer: usize) -> String {
+    let leaf = match step {
+        Step::Embeddings => return "embeddings".into(),
+        Step::FinalNorm => return "final_norm".into(),
+        Step::AttnNorm => "attn_norm",
+        Step::Q => "q",
+        Step::K => "k",
+        Step::V => "v",
+        Step::QRope => "q_rope",
+        Step::KRope => "k_rope",
+        Step::Attn => "attn",
+        Step::AttnOut => "attn_out",
+        Step::FfnNorm => "ffn_norm",
+        Step::FfnAct => "ffn_act",
+        Step::Ffn => "ffn",
+        Step::Out => "out",
+    };
+    format!("blk.{layer}.{leaf}")
+}
+
+/// Every golden model, on every instruction set, with both kinds of cache.
+fn for_each(mut check: impl FnMut(&Case, Isa, KvType)) {
+    for case in Case::all() {
+        for isa in Isa::available() {
+            for kv_type in [KvType::F32, KvType::F16] {
+                check(&case, isa, kv_type);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_step_is_close_to_the_reference() {
+    for_each(|case, isa, kv_type| {
+        let mut executor = executor(case.bytes(), options(isa, kv_type));
+        let mut recorder = Recorder { wanted: case.probe_positions.clone(), positions: 0..0, seen: BTreeMap::new() };
+        let first = &case.runs[0];
+        run(&mut executor, &first.tokens, first.n_prompt, &mut recorder);
+        assert_eq!(recorder.seen.len(), case.probe_positions.len() * (2 + 12 * case.n_layers), "{}", case.name);
+        for ((name, position), got) in &recorder.seen {
+            let (width, want) = case.values(name);
+            let row = case.probe_positions.iter().position(|p| p == position).unwrap();
+            let error = relative_error(got, &want[row * width..][..width]);
+            let at = format!("{} {} {kv_type:?}: {name} at position {position}", case.name, isa.name());
+            assert!(error <= gate_of_one(kv_type), "{at}: off by {error:.1e}");
+        }
+    });
+}
+
+#[test]
+fn logits_and_greedy_choices_are_those_of_the_reference() {
+    println!(
+        "{:20} {:8} {:3} {:>9} {:>9} {:>9} {:>9} {:>6}",
+        "model", "isa", "kv", "error", "worst", "mean dlp", "positions", "exempt"
+    );
+    for_each(|case, isa, kv_type| {
+        let mut executor = executor(case.bytes(), options(isa, kv_type));
+        for (i, a_run) in case.runs.iter().enumerate() {
+            let logits = run(&mut executor, &a_run.tokens, a_run.n_prompt, ());
+            let again = run(&mut executor, &a_run.tokens, a_run.n_prompt, ());
+            assert!(logits.iter().map(|x| x.to_bits()).eq(again.iter().map(|x| x.to_bits())), "a second run differs");
+            let n_vocab = logits.len() / a_run.tokens.len();
+            let c = Closeness::of(&logits, case.logits(i), n_vocab);
+            let (name, isa) = (&case.name, isa.name());
+            println!(
+                "{name:20} {isa:8} {kv_type:?} {:9.1e} {:9.1e} {:9.1e} {:9} {:6}",
+                c.error, c.max_error, c.mean_logprob_error, c.n_positions, c.n_exempt
+            );
+            c.check(kv_type).unwrap_or_else(|why| panic!("{name} run {i} {isa} {kv_type:?}: {why}"));
+        }
+    });
+}
+
+/// The shapes are awkward on purpose; this keeps them so.
+#[test]
+fn the_cases_are_as_awkward_as_they_claim() {
+    let largest = |name: &str, key: &str| Case::read(name).largest[key];
+    assert!(largest("qwen2_bias30", "q") > 25.0 && largest("qwen2_bias30", "k") > 25.0);
+    assert!(largest("qwen2_bias30", "v") > 20.0);
+    assert!(largest("qwen2_big_act", "ffn_act") > 65_504.0);
+}

@@ -1,0 +1,7 @@
+//! Proof that the CPU executor computes what the reference computes, and always the same bits.
+//!
+//! The goldens are transformers' own `Qwen2ForCausalLM` and `LlamaForCausalLM` in float64: see `golden/README.md`.
+
+mod case;
+mod golden;
+mod sequence;
