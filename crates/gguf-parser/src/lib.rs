@@ -59,7 +59,7 @@ pub use metadata::{Metadata, ValueError};
 pub use parse::Gguf;
 pub use tensor::{Shape, TensorInfo};
 pub use tensor_type::TensorType;
-pub use value::{Array, Value, ValueType, Values};
+pub use value::{Array, Strings, Value, ValueType, Values};
 
 /// The most dimensions a tensor has: ggml's own limit.
 pub const MAX_DIMS: usize = 4;

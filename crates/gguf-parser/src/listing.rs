@@ -1,5 +1,6 @@
 //! The directory as text: what `worker-orcd inspect` prints.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::Gguf;
@@ -35,7 +36,7 @@ impl fmt::Display for Listing<'_> {
 const MAX_COLUMN: usize = 48;
 
 fn column<'t>(texts: impl Iterator<Item = &'t str>) -> usize {
-    texts.map(|text| text.chars().count()).max().unwrap_or(0).min(MAX_COLUMN)
+    texts.map(|text| printable(text).chars().count()).max().unwrap_or(0).min(MAX_COLUMN)
 }
 
 fn write_metadata(f: &mut fmt::Formatter<'_>, gguf: &Gguf<'_>) -> fmt::Result {
@@ -45,7 +46,7 @@ fn write_metadata(f: &mut fmt::Formatter<'_>, gguf: &Gguf<'_>) -> fmt::Result {
     let width = column(gguf.metadata.iter().map(|(key, _)| key));
     writeln!(f)?;
     for (key, value) in gguf.metadata.iter() {
-        writeln!(f, "{:width$}  {:6}  {value}", Printable(key), value.value_type())?;
+        writeln!(f, "{:width$}  {:6}  {value}", printable(key), value.value_type())?;
     }
     Ok(())
 }
@@ -62,7 +63,7 @@ fn write_tensors(f: &mut fmt::Formatter<'_>, gguf: &Gguf<'_>) -> fmt::Result {
         writeln!(
             f,
             "{:width$}  {:7}  {shape:shape_width$}  {:>12} bytes at {}",
-            Printable(tensor.name),
+            printable(tensor.name),
             tensor.ty,
             tensor.n_bytes,
             tensor.offset,
@@ -72,13 +73,6 @@ fn write_tensors(f: &mut fmt::Formatter<'_>, gguf: &Gguf<'_>) -> fmt::Result {
 }
 
 /// A name without quotes, with control characters escaped, so that a file cannot drive the terminal.
-struct Printable<'t>(&'t str);
-
-impl fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.chars().any(char::is_control) {
-            return f.pad(&self.0.escape_debug().to_string());
-        }
-        f.pad(self.0)
-    }
+fn printable(name: &str) -> Cow<'_, str> {
+    if name.chars().any(char::is_control) { name.escape_debug().to_string().into() } else { name.into() }
 }

@@ -17,6 +17,10 @@ const MIN_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
 /// The fewest bytes of a tensor description: length and one byte of name, number of dimensions, type, offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 4 + 8;
 
+/// The most entries for which memory is reserved before they have been read: more than any real file has. A file of a
+/// gigabyte may promise millions; it gets memory for those that are there.
+const MAX_RESERVED: usize = 4096;
+
 /// The checked directory of a GGUF file. Strings and arrays borrow from the file's bytes.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -58,8 +62,8 @@ impl<'a> Gguf<'a> {
         let (n_tensors, n_entries) = read_counts(&mut r)?;
         let metadata = read_metadata(&mut r, n_entries)?;
         let alignment = alignment(&metadata)?;
-        let mut tensors = Vec::with_capacity(n_tensors);
-        let mut index = HashMap::with_capacity(n_tensors);
+        let mut tensors = Vec::with_capacity(n_tensors.min(MAX_RESERVED));
+        let mut index = HashMap::with_capacity(n_tensors.min(MAX_RESERVED));
         for i in 0..n_tensors {
             let offset = r.offset();
             let tensor = read_tensor(&mut r, i as u64)?;
@@ -124,7 +128,7 @@ fn read_counts(r: &mut Reader<'_>) -> Result<(usize, usize), ParseError> {
 }
 
 fn read_metadata<'a>(r: &mut Reader<'a>, n_entries: usize) -> Result<Metadata<'a>, ParseError> {
-    let mut metadata = Metadata::with_capacity(n_entries);
+    let mut metadata = Metadata::with_capacity(n_entries.min(MAX_RESERVED));
     for index in 0..n_entries as u64 {
         let offset = r.offset();
         let key = r.str(Subject::KeyName(index))?;

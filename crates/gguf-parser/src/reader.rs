@@ -66,23 +66,36 @@ impl<'a> Reader<'a> {
     }
 
     /// A GGUF string: a `u64` length, then that many bytes of UTF-8.
+    #[inline]
     pub(crate) fn str(&mut self, subject: Subject<'_>) -> Result<&'a str, ParseError> {
-        let start = self.offset;
-        let len = self.u64(subject)?;
-        if len > self.remaining() {
-            return Err(ParseError::StringTooLong {
-                subject: subject.to_string(),
-                offset: start,
-                len,
-                remaining: self.remaining(),
-            });
+        match split_str(self.rest) {
+            Some((text, rest)) => {
+                self.rest = rest;
+                self.offset += 8 + text.len() as u64;
+                Ok(text)
+            }
+            None => Err(self.why_no_str(subject)),
         }
-        let text_start = self.offset;
-        let bytes = self.take(len, subject)?;
-        std::str::from_utf8(bytes).map_err(|error| ParseError::InvalidUtf8 {
-            subject: subject.to_string(),
-            offset: text_start.saturating_add(error.valid_up_to() as u64),
-        })
+    }
+
+    /// What keeps the next bytes from being a string. Apart from [`str`](Self::str), which a vocabulary calls hundreds
+    /// of thousands of times.
+    #[cold]
+    fn why_no_str(&mut self, subject: Subject<'_>) -> ParseError {
+        let start = self.offset;
+        let len = match self.u64(subject) {
+            Ok(len) => len,
+            Err(truncated) => return truncated,
+        };
+        let text = usize::try_from(len).ok().and_then(|len| self.rest.get(..len));
+        let subject = subject.to_string();
+        match text.map(std::str::from_utf8) {
+            None => ParseError::StringTooLong { subject, offset: start, len, remaining: self.remaining() },
+            Some(result) => {
+                let valid_up_to = result.map_or_else(|error| error.valid_up_to(), str::len);
+                ParseError::InvalidUtf8 { subject, offset: self.offset.saturating_add(valid_up_to as u64) }
+            }
+        }
     }
 
     fn chunk<const N: usize>(&mut self, subject: Subject<'_>) -> Result<&'a [u8; N], ParseError> {
@@ -104,4 +117,13 @@ impl<'a> Reader<'a> {
             file_len: self.offset.saturating_add(self.remaining()),
         }
     }
+}
+
+/// Splits the first string off `bytes`; `None` where there is none or it is not UTF-8.
+#[inline]
+pub(crate) fn split_str(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (len, rest) = bytes.split_first_chunk::<8>()?;
+    let len = usize::try_from(LittleEndian::read_u64(len)).ok()?;
+    let (text, rest) = rest.split_at_checked(len)?;
+    Some((std::str::from_utf8(text).ok()?, rest))
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::{ParseError, Subject};
 use crate::metadata::ValueError;
-use crate::reader::Reader;
+use crate::reader::{Reader, split_str};
 use crate::{MAX_ARRAY_DEPTH, error::write_quoted};
 
 macro_rules! value_types {
@@ -248,9 +248,9 @@ impl<'a> Array<'a> {
     ///
     /// # Errors
     /// [`ValueError::WrongType`] for any other array, an empty one too.
-    pub fn strings(&self) -> Result<impl ExactSizeIterator<Item = &'a str> + Clone + use<'a>, ValueError> {
+    pub fn strings(&self) -> Result<Strings<'a>, ValueError> {
         self.expect(self.elem_type == ValueType::String, "array of string")?;
-        Ok(self.values().map_exact(|value| if let Value::String(text) = value { text } else { "" }))
+        Ok(Strings { rest: self.bytes, n_left: self.len })
     }
 
     /// The elements of an array of integers that all fit `u32`, whatever their width in the file.
@@ -422,6 +422,30 @@ impl<'a> Iterator for Values<'a> {
 }
 
 impl ExactSizeIterator for Values<'_> {}
+
+/// The elements of an [`Array`] of strings.
+#[derive(Debug, Clone)]
+pub struct Strings<'a> {
+    rest: &'a [u8],
+    n_left: usize,
+}
+
+impl<'a> Iterator for Strings<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        self.n_left = self.n_left.checked_sub(1)?;
+        let (text, rest) = split_str(self.rest)?; // cannot fail: the parser has been here
+        self.rest = rest;
+        Some(text)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.n_left, Some(self.n_left))
+    }
+}
+
+impl ExactSizeIterator for Strings<'_> {}
 
 /// Reads the number of a value type.
 pub(crate) fn read_value_type(r: &mut Reader<'_>, key: &str) -> Result<ValueType, ParseError> {
