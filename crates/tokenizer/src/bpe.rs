@@ -1,0 +1,159 @@
+//! Byte-level BPE (`tokenizer.ggml.model = gpt2`): text is split by the pre-tokenizer, and the bytes of each piece are
+//! merged in the order of the merge list.
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+use unicode_normalization::UnicodeNormalization;
+
+use crate::TokenId;
+use crate::byte_alphabet;
+use crate::error::TokenizerError;
+use crate::merge::{Joiner, Scratch, merge};
+use crate::pretokenize::PreTokenizer;
+use crate::table::{Merge, PairTable, TokenTable};
+use crate::unicode::classes;
+use crate::vocab::{KEY_MERGES, Vocab};
+use crate::words::{SeenWords, WholeTokens};
+
+/// The merges of a byte-level vocabulary.
+#[derive(Debug)]
+pub(crate) struct Bpe {
+    pre: PreTokenizer,
+    pairs: PairTable,
+    byte_ids: [TokenId; 256],
+    whole: WholeTokens,
+}
+
+/// Merges resolved by one task, so that two cores share the list in good time.
+const MERGES_PER_TASK: usize = 8192;
+
+impl Bpe {
+    /// Checks the merges of `vocab` and enters them.
+    pub(crate) fn new(vocab: &Vocab<'_>, tokens: &TokenTable, pre: PreTokenizer) -> Result<Bpe, TokenizerError> {
+        let merges = vocab
+            .merges
+            .as_ref()
+            .ok_or(TokenizerError::Missing { key: KEY_MERGES, expected: "a list of merges for a gpt2 vocabulary" })?;
+        let resolved: Vec<_> = merges
+            .par_chunks(MERGES_PER_TASK)
+            .enumerate()
+            .map(|(chunk, merges)| resolve(tokens, merges, chunk * MERGES_PER_TASK))
+            .collect::<Result<_, _>>()?;
+        let mut pairs = PairTable::with_capacity(merges.len());
+        for (rank, (left, right, id)) in resolved.into_iter().flatten().enumerate() {
+            pairs.insert(left, right, Merge { rank: rank as u32, id });
+        }
+        Ok(Bpe { pre, pairs, byte_ids: byte_ids(tokens)?, whole: WholeTokens::new(tokens.len()) })
+    }
+
+    /// Appends the ids of `text`, in which no special token is looked for.
+    pub(crate) fn encode(&self, tokens: &TokenTable, text: &str, out: &mut Vec<TokenId>) {
+        let text = if self.pre.normalises_to_nfc() && !classes().is_surely_nfc(text) {
+            Cow::Owned(text.nfc().collect::<String>())
+        } else {
+            Cow::Borrowed(text)
+        };
+        let mut seen = SeenWords::for_text(text.len());
+        let mut scratch = Scratch::new();
+        self.pre.split(&text, |piece| self.encode_piece(tokens, piece.as_bytes(), &mut seen, &mut scratch, out));
+    }
+
+    #[inline]
+    fn encode_piece<'t>(
+        &self,
+        tokens: &TokenTable,
+        piece: &'t [u8],
+        seen: &mut SeenWords<'t>,
+        scratch: &mut Scratch<TokenId>,
+        out: &mut Vec<TokenId>,
+    ) {
+        if let [byte] = piece {
+            out.push(self.byte_ids[usize::from(*byte)]);
+            return;
+        }
+        let hash = tokens.hash(piece);
+        let token = tokens.find_hashed(hash, piece);
+        if let Some(id) = token
+            && (self.pre.ignores_merges() || self.whole.get(id) == Some(true))
+        {
+            out.push(id);
+            return;
+        }
+        if seen.repeat(hash, piece, out) {
+            return;
+        }
+        scratch.pieces.clear();
+        scratch.pieces.extend(piece.iter().map(|byte| self.byte_ids[usize::from(*byte)]));
+        merge(self, scratch);
+        if let Some(id) = token {
+            self.whole.set(id, scratch.pieces == [id]);
+        }
+        let begin = out.len();
+        out.extend_from_slice(&scratch.pieces);
+        seen.remember(hash, piece, begin, out);
+    }
+}
+
+impl Joiner for Bpe {
+    type Piece = TokenId;
+
+    #[inline]
+    fn join(&self, left: TokenId, right: TokenId) -> Option<(u32, TokenId)> {
+        self.pairs.find(left, right).map(|merge| (merge.rank, merge.id))
+    }
+}
+
+/// The ids of the two parts and the result of each merge; `first` is the place of the first in the list.
+fn resolve(
+    tokens: &TokenTable,
+    merges: &[&str],
+    first: usize,
+) -> Result<Vec<(TokenId, TokenId, TokenId)>, TokenizerError> {
+    let mut bytes = Vec::new();
+    let mut resolved = Vec::with_capacity(merges.len());
+    for (at, text) in merges.iter().enumerate() {
+        // A part is never empty, so a space in front belongs to the left part.
+        let space = text.bytes().skip(1).position(|byte| byte == b' ').map(|at| at + 1);
+        let Some((left, right)) = space.map(|at| (&text[..at], &text[at + 1..])).filter(|(_, right)| !right.is_empty())
+        else {
+            return Err(TokenizerError::BadMerge { index: first + at, got: (*text).to_owned() });
+        };
+        bytes.clear();
+        spell(left, &mut bytes);
+        let middle = bytes.len();
+        spell(right, &mut bytes);
+        let find = |bytes: &[u8], part: &[&str]| {
+            tokens.find(bytes).ok_or_else(|| TokenizerError::UnknownInMerge {
+                index: first + at,
+                got: (*text).to_owned(),
+                unknown: part.concat(),
+            })
+        };
+        resolved.push((
+            find(&bytes[..middle], &[left])?,
+            find(&bytes[middle..], &[right])?,
+            find(&bytes, &[left, right])?,
+        ));
+    }
+    Ok(resolved)
+}
+
+fn spell(part: &str, bytes: &mut Vec<u8>) {
+    if !byte_alphabet::decode_into(part, bytes) {
+        bytes.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// The token of each byte. Bytes that UTF-8 never uses may lack one.
+fn byte_ids(tokens: &TokenTable) -> Result<[TokenId; 256], TokenizerError> {
+    let mut ids = [TokenId::MAX; 256];
+    for byte in 0..=255u8 {
+        match tokens.find(&[byte]) {
+            Some(id) => ids[usize::from(byte)] = id,
+            None if matches!(byte, 0xC0 | 0xC1 | 0xF5..) => {}
+            None => return Err(TokenizerError::MissingByteToken { byte }),
+        }
+    }
+    Ok(ids)
+}
