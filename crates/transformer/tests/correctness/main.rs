@@ -2,6 +2,9 @@
 //!
 //! The goldens are transformers' own `Qwen2ForCausalLM` and `LlamaForCausalLM` in float64: see `golden/README.md`.
 
+mod bit_identity;
 mod case;
 mod golden;
+mod invalid_batches;
+mod negative_controls;
 mod sequence;

@@ -1,0 +1,190 @@
+//! A row's bits depend on its sequence's tokens and on nothing else.
+
+use std::ops::Range;
+
+use proptest::prelude::*;
+use quant::Isa;
+use transformer::cpu::{CpuExecutor, CpuOptions};
+use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, KvType, Role};
+
+use crate::case::Case;
+use crate::sequence::{executor, options};
+
+/// A sequence to be driven: its tokens are given, so that every way of driving it asks the same of the executor.
+#[derive(Debug, Clone)]
+struct Sequence {
+    tokens: Vec<u32>,
+    n_prompt: usize,
+    /// The most prompt tokens in a step.
+    chunk: usize,
+    /// The role that prompt tokens are given.
+    role: Role,
+    /// The step in which it joins the batch.
+    joins: usize,
+}
+
+impl Sequence {
+    fn new(tokens: &[u32], n_prompt: usize) -> Self {
+        Self { tokens: tokens.to_vec(), n_prompt, chunk: usize::MAX, role: Role::Prompt, joins: 0 }
+    }
+
+    /// The next tokens from `pos` on.
+    fn next(&self, pos: usize, room: usize) -> (Role, Range<usize>) {
+        if pos < self.n_prompt {
+            (self.role, pos..(pos + self.chunk.min(room)).min(self.n_prompt))
+        } else {
+            (Role::Generated, pos..pos + 1)
+        }
+    }
+}
+
+/// Bits of the logits at the prompt's last position and every later one, for each sequence, when all are driven at once.
+///
+/// Each sequence's blocks lie scattered over the pool, between those of the others.
+fn drive(executor: &mut CpuExecutor, sequences: &[Sequence]) -> Vec<Vec<u32>> {
+    let info = executor.info().clone();
+    let n_seqs = sequences.len() as u32;
+    let blocks_of =
+        |i: u32| -> Vec<BlockId> { (0..).map(|b| BlockId(b * n_seqs + i)).take(info.n_ctx / BLOCK_TOKENS).collect() };
+    let mut positions = vec![0; sequences.len()];
+    let mut bits: Vec<Vec<u32>> = vec![Vec::new(); sequences.len()];
+    let mut batch = Batch::default();
+    for step in 0.. {
+        batch.clear();
+        let mut sampled = Vec::new();
+        for (i, sequence) in sequences.iter().enumerate() {
+            let room = info.max_batch_tokens - batch.n_tokens();
+            if sequence.joins > step || positions[i] == sequence.tokens.len() || room == 0 {
+                continue;
+            }
+            let (role, piece) = sequence.next(positions[i], room);
+            let sample = piece.end >= sequence.n_prompt;
+            let n_blocks = piece.end.div_ceil(BLOCK_TOKENS);
+            let blocks = &blocks_of(i as u32)[..n_blocks];
+            batch.push(role, &sequence.tokens[piece.clone()], piece.start as u32, blocks, sample);
+            positions[i] = piece.end;
+            sampled.extend(sample.then_some(i));
+        }
+        if batch.is_empty() && sequences.iter().all(|s| s.joins <= step) {
+            return bits;
+        }
+        let logits = executor.forward(&batch).unwrap();
+        for (i, logits) in sampled.into_iter().zip(logits.chunks_exact(info.n_vocab)) {
+            bits[i].extend(logits.iter().map(|x| x.to_bits()));
+        }
+    }
+    unreachable!()
+}
+
+/// Room for eight sequences of 112 tokens in scattered blocks.
+fn ample(isa: Isa, n_threads: usize) -> CpuOptions {
+    CpuOptions { n_threads, n_ctx: Some(112), max_seqs: 8, max_batch_tokens: 128, ..options(isa, KvType::F16) }
+}
+
+/// Models whose shapes reach every kind of kernel: F16 and Q8_0 weights, whole and ragged vectors, both pairings.
+const MODELS: [&str; 4] = ["haiku", "qwen2_group7", "qwen2_q8_0", "llama_pairs"];
+
+/// Tokens for a sequence of a model: its golden run, repeated from another place for each `i`.
+fn tokens(case: &Case, i: usize, n: usize) -> Vec<u32> {
+    case.runs[0].tokens.iter().cycle().skip(i * 5).take(n).copied().collect()
+}
+
+fn for_each(mut check: impl FnMut(&Case, Isa)) {
+    for name in MODELS {
+        let case = Case::read(name);
+        for isa in Isa::available() {
+            check(&case, isa);
+        }
+    }
+}
+
+#[test]
+fn chunks_of_1_7_64_and_whole_give_the_same_bits() {
+    for_each(|case, isa| {
+        let mut executor = executor(case.bytes(), ample(isa, 2));
+        let whole = Sequence::new(&tokens(case, 0, 100), 90);
+        let want = drive(&mut executor, std::slice::from_ref(&whole));
+        for chunk in [1, 7, 64] {
+            let got = drive(&mut executor, &[Sequence { chunk, ..whole.clone() }]);
+            assert!(got == want, "{} {}: chunks of {chunk} differ", case.name, isa.name());
+        }
+    });
+}
+
+#[test]
+fn prompt_and_generated_rows_give_the_same_bits() {
+    for_each(|case, isa| {
+        let mut executor = executor(case.bytes(), ample(isa, 2));
+        assert!(executor.info().roles_bit_equal);
+        let prompt = Sequence::new(&tokens(case, 0, 80), 70);
+        let want = drive(&mut executor, std::slice::from_ref(&prompt));
+        // The whole context one token a step in the role of generated tokens, as if a chat's earlier answer.
+        let generated = Sequence { chunk: 1, role: Role::Generated, ..prompt.clone() };
+        assert!(drive(&mut executor, &[generated]) == want, "{} {}: roles differ", case.name, isa.name());
+        // And what was generated read in as a prompt.
+        let all_prompt = Sequence { n_prompt: 80, ..prompt };
+        let last = want[0].len() / 11 * 10;
+        assert!(drive(&mut executor, &[all_prompt])[0] == want[0][last..], "{} {}", case.name, isa.name());
+    });
+}
+
+#[test]
+fn alone_and_in_a_ragged_batch_of_8_give_the_same_bits() {
+    for_each(|case, isa| {
+        let mut executor = executor(case.bytes(), ample(isa, 2));
+        let sequences: Vec<Sequence> = (0..8)
+            .map(|i| {
+                let n_prompt = [1, 2, 3, 15, 16, 17, 40, 90][i];
+                let all = Sequence::new(&tokens(case, i, n_prompt + 20), n_prompt);
+                Sequence { chunk: [64, 1, 7, 7, 64, 5, 7, 64][i], joins: [0, 0, 3, 5, 0, 2, 1, 9][i], ..all }
+            })
+            .collect();
+        let together = drive(&mut executor, &sequences);
+        for (i, sequence) in sequences.iter().enumerate() {
+            let alone = drive(&mut executor, &[Sequence { chunk: usize::MAX, joins: 0, ..sequence.clone() }]);
+            assert!(alone[0] == together[i], "{} {}: sequence {i} differs in the batch", case.name, isa.name());
+        }
+    });
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for_each(|case, isa| {
+        let sequences: Vec<Sequence> = (0..3).map(|i| Sequence::new(&tokens(case, i, 40 + i), 33)).collect();
+        let want = drive(&mut executor(case.bytes(), ample(isa, 1)), &sequences);
+        for n_threads in [2, 3, 8] {
+            let got = drive(&mut executor(case.bytes(), ample(isa, n_threads)), &sequences);
+            assert!(got == want, "{} {}: {n_threads} threads differ", case.name, isa.name());
+        }
+    });
+}
+
+fn any_sequence() -> impl Strategy<Value = (usize, usize, usize, usize, bool)> {
+    (1..60usize, 1..12usize, 1..70usize, 0..6usize, any::<bool>())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_mix_gives_the_same_bits(mix in proptest::collection::vec(any_sequence(), 1..8)) {
+        let case = Case::read("qwen2_tied");
+        let mut executor = executor(case.bytes(), ample(Isa::detect(), 2));
+        let sequences: Vec<Sequence> = mix
+            .iter()
+            .enumerate()
+            .map(|(i, &(n_prompt, n_generated, chunk, joins, as_generated))| Sequence {
+                tokens: tokens(&case, i, n_prompt + n_generated),
+                n_prompt,
+                chunk: if as_generated { 1 } else { chunk },
+                role: if as_generated { Role::Generated } else { Role::Prompt },
+                joins,
+            })
+            .collect();
+        let together = drive(&mut executor, &sequences);
+        for (sequence, together) in sequences.iter().zip(together) {
+            let alone = drive(&mut executor, &[Sequence::new(&sequence.tokens, sequence.n_prompt)]);
+            prop_assert!(alone[0] == together);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A batch that breaks a rule is refused by name and harms nothing; neither do weights that are no numbers.
+
+use gguf_parser::{Gguf, TensorType};
+use quant::Isa;
+use transformer::{Batch, BlockId, Executor, ExecutorError, KvType, Role};
+
+use crate::case::Case;
+use crate::sequence::{executor, options, run};
+
+/// Two sequences: three prompt tokens, and one generated token at position 17.
+fn sound() -> Batch {
+    let mut batch = Batch::default();
+    batch.push(Role::Prompt, &[1, 2, 3], 0, &[BlockId(0)], true);
+    batch.push(Role::Generated, &[4], 17, &[BlockId(1), BlockId(2)], true);
+    batch
+}
+
+#[test]
+fn each_broken_rule_is_named() {
+    let case = Case::read("qwen2_tied");
+    let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
+    let before = executor.forward(&sound()).unwrap().to_vec();
+    let mut texts = Vec::new();
+    let breaks: [fn(&mut Batch); 19] = [
+        |b| b.tokens[1] = 97,
+        |b| b.tokens[0] = u32::MAX,
+        |b| b.positions[1] = 7,
+        |b| b.positions.truncate(2),
+        |b| b.segments[0].rows = 0..2,
+        |b| b.segments[1].rows = 3..5,
+        |b| b.segments[1].rows = 3..3,
+        |b| b.segments[0].role = Role::Generated,
+        |b| b.segments.truncate(1),
+        |b| b.segments[1].start_pos = u32::MAX,
+        |b| b.segments[1].blocks = 1..2,
+        |b| b.segments[1].blocks = 1..9,
+        |b| b.segments[1].blocks = std::ops::Range { start: 3, end: 1 },
+        |b| b.block_table[2] = BlockId(u32::MAX),
+        |b| b.sample_rows = vec![4],
+        |b| b.sample_rows = vec![3, 2],
+        |b| b.sample_rows = vec![2, 2],
+        |b| {
+            b.clear();
+            b.push(Role::Prompt, &[1; 129], 0, &[BlockId(0); 9], true);
+        },
+        |b| {
+            b.clear();
+            (0..129).for_each(|i| b.push(Role::Prompt, &[], 0, &[BlockId(i)], true));
+        },
+    ];
+    for break_it in breaks {
+        let mut batch = sound();
+        break_it(&mut batch);
+        match executor.forward(&batch) {
+            Err(error @ ExecutorError::InvalidBatch(_)) => texts.push(error.to_string()),
+            other => panic!("{batch:?}: {:?}", other.map(<[f32]>::len)),
+        }
+        assert_eq!(executor.forward(&sound()).unwrap(), before, "a refused batch changed the executor: {batch:?}");
+    }
+    insta::assert_snapshot!(texts.join("\n"));
+}
+
+#[test]
+fn an_empty_batch_gives_nothing() {
+    let case = Case::read("qwen2_tied");
+    let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
+    assert_eq!(executor.forward(&Batch::default()).unwrap(), &[] as &[f32]);
+}
+
+#[test]
+fn rows_without_samples_give_no_logits() {
+    let case = Case::read("qwen2_tied");
+    let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
+    let mut batch = sound();
+    batch.sample_rows.clear();
+    assert_eq!(executor.forward(&batch).unwrap(), &[] as &[f32]);
+}
+
+#[test]
+fn weights_that_are_no_numbers_give_logits_that_are_none() {
+    for fill in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+        let case = Case::read("qwen2_bias30");
+        let mut bytes = case.bytes();
+        let tensors: Vec<_> =
+            Gguf::parse(&bytes).unwrap().tensors.iter().map(|t| (t.ty, t.offset, t.n_bytes)).collect();
+        for (ty, offset, n_bytes) in tensors {
+            assert_eq!(ty, TensorType::F32);
+            for value in
+                bytes[offset as usize..(offset + n_bytes) as usize].as_chunks_mut::<4>().0.iter_mut().step_by(3)
+            {
+                *value = fill.to_le_bytes();
+            }
+        }
+        for isa in Isa::available() {
+            let mut executor = executor(bytes.clone(), options(isa, KvType::F16));
+            let logits = run(&mut executor, &case.runs[0].tokens, case.runs[0].n_prompt, ());
+            assert!(logits.iter().any(|x| !x.is_finite()), "{fill} {}", isa.name());
+        }
+    }
+}
