@@ -1,12 +1,15 @@
 //! Block formats of GGUF tensors: layout, dequantization and dot products, scalar and SIMD.
 
+mod direct;
 mod formats;
 mod isa;
 mod matmul;
+mod panel;
 pub mod simd;
 mod tile;
 
 pub use formats::{Format, dequantize, quantize};
 pub use isa::{Isa, Kernel};
-pub use matmul::{Scratch, dot, matmul};
+pub use matmul::{dot, matmul};
+pub use panel::Scratch;
 pub use tile::OutView;

@@ -1,25 +1,14 @@
 //! Products of weights with activations, on one thread.
 #![allow(unsafe_code)] // Checks the shapes that the tiles take for granted.
 
+use crate::direct::Direct;
 use crate::formats::Format;
 use crate::isa::Isa;
-use crate::tile::{Direct, Operands, OutView};
+use crate::panel::{Panels, Scratch};
+use crate::tile::{Operands, OutView};
 
-/// Memory that one thread's [`matmul`] works in: allocated once, of a fixed size.
-#[derive(Debug, Default)]
-pub struct Scratch {}
-
-impl Scratch {
-    /// Memory for one thread.
-    pub fn new() -> Scratch {
-        Scratch {}
-    }
-
-    /// Bytes held.
-    pub fn n_bytes(&self) -> usize {
-        0
-    }
-}
+/// The most tokens whose weights are read straight from their blocks; with more, widening the weights first is faster.
+const MAX_DIRECT_TOKENS: usize = 4;
 
 /// The dot product of one weight row with one activation row.
 ///
@@ -27,7 +16,9 @@ impl Scratch {
 /// When `row` is not exactly the blocks of `x.len()` elements, or the processor lacks `isa`.
 pub fn dot(isa: Isa, format: Format, row: &[u8], x: &[f32]) -> f32 {
     let mut out = [0.0];
-    matmul(isa, format, row, x.len(), x, OutView::new(&mut out, 1, 1), &mut Scratch::new());
+    let ops = operands(format, row, x.len(), x, 1, 1);
+    // SAFETY: one row and one token, as just checked.
+    unsafe { isa.run(Direct::new(format, ops, OutView::new(&mut out, 1, 1))) }
     out[0]
 }
 
@@ -44,12 +35,22 @@ pub fn matmul(
     row_len: usize,
     x: &[f32],
     out: OutView<'_>,
-    _scratch: &mut Scratch,
+    scratch: &mut Scratch,
 ) {
-    let row_bytes = format.row_bytes(row_len);
-    assert_eq!(weight.len(), out.n_rows() * row_bytes, "weight is [{}, {row_len}] of {format:?}", out.n_rows());
-    assert_eq!(x.len(), out.n_tokens() * row_len, "x is [{}, {row_len}]", out.n_tokens());
-    let ops = Operands { weight: weight.as_ptr(), row_bytes, x: x.as_ptr(), x_stride: row_len, row_len };
+    let ops = operands(format, weight, row_len, x, out.n_rows(), out.n_tokens());
     // SAFETY: the operands have all rows and tokens of `out`, as just checked.
-    unsafe { Direct { format, ops, out }.run(isa) }
+    unsafe {
+        if out.n_tokens() <= MAX_DIRECT_TOKENS {
+            isa.run(Direct::new(format, ops, out));
+        } else {
+            isa.run(Panels::new(format, ops, out, scratch));
+        }
+    }
+}
+
+fn operands(format: Format, weight: &[u8], len: usize, x: &[f32], n_rows: usize, n_tokens: usize) -> Operands {
+    let row_bytes = format.row_bytes(len);
+    assert_eq!(weight.len(), n_rows * row_bytes, "weight is [{n_rows}, {len}] of {format:?}");
+    assert_eq!(x.len(), n_tokens * len, "x is [{n_tokens}, {len}]");
+    Operands { weight: weight.as_ptr(), row_bytes, x: x.as_ptr(), x_stride: len, len }
 }

@@ -6,8 +6,7 @@
 //! at once and nothing else.
 #![allow(unsafe_code)] // Raw loads: a tile walks several rows and tokens at once.
 
-use crate::formats::{BlockFormat, Format, Visitor};
-use crate::isa::{Isa, Kernel};
+use crate::formats::BlockFormat;
 use crate::simd::Simd;
 use std::marker::PhantomData;
 
@@ -55,67 +54,78 @@ impl<'a> OutView<'a> {
     }
 }
 
-/// The operands of a product: `out[t, r] = dot(weight row r, x row t)`.
+/// Weight rows and tokens of a product, or a stretch of them along the rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands {
-    /// `[n_rows, row_bytes]`
+    /// The first weight row; the next is `row_bytes` further.
     pub(crate) weight: *const u8,
     pub(crate) row_bytes: usize,
-    /// `[n_tokens, x_stride]`, of which `row_len` are read.
+    /// The first token; the next is `x_stride` further.
     pub(crate) x: *const f32,
     pub(crate) x_stride: usize,
-    pub(crate) row_len: usize,
+    /// Elements of a row, or of the stretch.
+    pub(crate) len: usize,
 }
+
+/// Accumulators of `R` weight rows by `T` tokens.
+pub(crate) type Acc<S, const R: usize, const T: usize> = [[<S as Simd>::F; R]; T];
 
 /// Elements of a step ([`BlockFormat::load`]).
 #[inline(always)]
-const fn step_len<S: Simd, F: BlockFormat>() -> usize {
+pub(crate) const fn step_len<S: Simd, F: BlockFormat>() -> usize {
     if F::BLOCK_LEN == 1 { S::LANES } else { F::BLOCK_LEN }
 }
 
-/// Accumulators of `R` weight rows by `T` tokens, from row `row` and token `token` on.
+/// Bytes of a step.
+#[inline(always)]
+pub(crate) const fn step_bytes<S: Simd, F: BlockFormat>() -> usize {
+    step_len::<S, F>() / F::BLOCK_LEN * F::BLOCK_BYTES
+}
+
+/// Carries `acc` on along `R` weight rows by `T` tokens, from row `row` and token `token` on.
+///
+/// Where a row is cut into stretches, all but the last are a multiple of a step long.
 ///
 /// # Safety
 /// The operands hold those rows and tokens.
 #[inline(always)]
-unsafe fn tile<S: Simd, F: BlockFormat, const R: usize, const T: usize>(
+pub(crate) unsafe fn tile<S: Simd, F: BlockFormat, const R: usize, const T: usize>(
     simd: S,
     ops: Operands,
     row: usize,
     token: usize,
-) -> [[S::F; T]; R] {
-    // SAFETY: rows `row..row + R` of `weight`, tokens `token..token + T` of `x`, elements below `row_len` of each.
+    mut acc: Acc<S, R, T>,
+) -> Acc<S, R, T> {
+    // SAFETY: rows `row..row + R` of `weight`, tokens `token..token + T` of `x`, elements below `len` of each.
     unsafe {
         let weight = ops.weight.add(row * ops.row_bytes);
         let x = ops.x.add(token * ops.x_stride);
-        let mut acc = [[simd.splat(0.0); T]; R];
-        let len = step_len::<S, F>();
-        let step_bytes = len / F::BLOCK_LEN * F::BLOCK_BYTES;
-        let n_steps = ops.row_len / len;
+        let (len, bytes) = (step_len::<S, F>(), step_bytes::<S, F>());
+        let n_steps = ops.len / len;
         for step in 0..n_steps {
             for part in 0..len / S::LANES {
                 let mut w = [simd.splat(0.0); R];
                 for r in 0..R {
-                    w[r] = F::load(simd, weight.add(r * ops.row_bytes + step * step_bytes), part);
+                    w[r] = F::load(simd, weight.add(r * ops.row_bytes + step * bytes), part);
                 }
                 for t in 0..T {
                     let x = simd.load_ptr(x.add(t * ops.x_stride + step * len + part * S::LANES));
                     for r in 0..R {
-                        acc[r][t] = simd.mul_add(w[r], x, acc[r][t]);
+                        acc[t][r] = simd.mul_add(w[r], x, acc[t][r]);
                     }
                 }
             }
         }
-        let rest = ops.row_len - n_steps * len;
+        let rest = ops.len - n_steps * len;
         if F::BLOCK_LEN == 1 && rest > 0 {
             let mut w = [simd.splat(0.0); R];
             for r in 0..R {
-                w[r] = F::load_part(simd, weight.add(r * ops.row_bytes + n_steps * step_bytes), rest);
+                w[r] = F::load_part(simd, weight.add(r * ops.row_bytes + n_steps * bytes), rest);
             }
             for t in 0..T {
                 let x = simd.load_ptr_part(x.add(t * ops.x_stride + n_steps * len), rest);
                 for r in 0..R {
-                    acc[r][t] = simd.mul_add(w[r], x, acc[r][t]);
+                    acc[t][r] = simd.mul_add(w[r], x, acc[t][r]);
                 }
             }
         }
@@ -123,97 +133,33 @@ unsafe fn tile<S: Simd, F: BlockFormat, const R: usize, const T: usize>(
     }
 }
 
-/// A tile's outputs, written to `out`.
-///
-/// # Safety
-/// As [`tile`], and `out` has those rows and tokens.
-#[inline(always)]
-unsafe fn tile_out<S: Simd, F: BlockFormat, const R: usize, const T: usize>(
-    simd: S,
-    ops: Operands,
-    out: &mut OutView<'_>,
-    row: usize,
-    token: usize,
-) {
-    // SAFETY: as the caller vouches.
-    unsafe {
-        let acc = tile::<S, F, R, T>(simd, ops, row, token);
-        for t in 0..T {
-            let out = out.first.add((token + t) * out.stride + row);
-            for r in 0..R {
-                *out.add(r) = simd.sum(acc[r][t]);
-            }
-        }
-    }
-}
-
-/// All rows by `T` tokens from `token` on: eight rows at a time, or four where eight would not fit the registers.
-///
-/// # Safety
-/// The operands and `out` have those tokens, and the operands have all rows of `out`.
-#[inline(always)]
-unsafe fn rows<S: Simd, F: BlockFormat, const R: usize, const T: usize>(
-    simd: S,
-    ops: Operands,
-    out: &mut OutView<'_>,
-    token: usize,
-) {
-    let mut row = 0;
-    // SAFETY: rows below `n_rows`; the rest as the caller vouches.
-    unsafe {
-        while row + R <= out.n_rows {
-            tile_out::<S, F, R, T>(simd, ops, out, row, token);
-            row += R;
-        }
-        while row < out.n_rows {
-            tile_out::<S, F, 1, T>(simd, ops, out, row, token);
-            row += 1;
-        }
-    }
-}
-
-/// Weights straight from their blocks: for few tokens, where reading the weights is what takes the time.
-pub(crate) struct Direct<'a> {
-    pub(crate) format: Format,
-    pub(crate) ops: Operands,
-    pub(crate) out: OutView<'a>,
-}
-
-impl Direct<'_> {
+impl OutView<'_> {
+    /// Writes a tile's sums.
+    ///
     /// # Safety
-    /// The operands have all rows and tokens of `out`.
-    pub(crate) unsafe fn run(self, isa: Isa) {
-        isa.run(DirectKernel(self));
-    }
-}
-
-struct DirectKernel<'a>(Direct<'a>);
-
-impl Kernel for DirectKernel<'_> {
-    type Output = ();
+    /// The view has those rows and tokens.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        struct PerFormat<'a, S>(Direct<'a>, S);
-        impl<S: Simd> Visitor for PerFormat<'_, S> {
-            type Output = ();
-            #[inline(always)]
-            fn visit<F: BlockFormat>(mut self) {
-                let (simd, ops, out) = (self.1, self.0.ops, &mut self.0.out);
-                let mut token = 0;
-                // SAFETY: `Direct::run`'s caller vouches for the operands; tokens stay below `n_tokens`.
-                unsafe {
-                    while token < out.n_tokens {
-                        match out.n_tokens - token {
-                            1 => rows::<S, F, 8, 1>(simd, ops, out, token),
-                            2 => rows::<S, F, 8, 2>(simd, ops, out, token),
-                            3 => rows::<S, F, 4, 3>(simd, ops, out, token),
-                            _ => rows::<S, F, 4, 4>(simd, ops, out, token),
-                        }
-                        token += 4;
+    pub(crate) unsafe fn put<S: Simd, const R: usize, const T: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        token: usize,
+        acc: Acc<S, R, T>,
+    ) {
+        for (t, acc) in acc.iter().enumerate() {
+            // SAFETY: elements of the view, as the caller vouches.
+            unsafe {
+                let out = self.first.add((token + t) * self.stride + row);
+                if R.is_multiple_of(4) {
+                    for r in (0..R).step_by(4) {
+                        out.add(r).cast::<[f32; 4]>().write(simd.sum4([acc[r], acc[r + 1], acc[r + 2], acc[r + 3]]));
+                    }
+                } else {
+                    for r in 0..R {
+                        out.add(r).write(simd.sum(acc[r]));
                     }
                 }
             }
         }
-        self.0.format.visit(PerFormat(self.0, simd));
     }
 }

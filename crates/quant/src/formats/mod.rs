@@ -9,6 +9,8 @@ mod f16;
 mod f32;
 mod q8_0;
 
+pub(crate) use f32::F32;
+
 use crate::simd::Simd;
 
 /// Defines [`Format`] and `with_format!` from the table of formats.

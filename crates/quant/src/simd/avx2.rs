@@ -129,6 +129,21 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn sum4(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        // The additions of `sum`, on four vectors at once: first halves of two beside each other, then quarters of all.
+        unsafe {
+            let ab = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            let cd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(c, d), _mm256_permute2f128_ps::<0x31>(c, d));
+            // Per half: (a0, a1, c0, c1) + (a2, a3, c2, c3), and b with d in the upper half.
+            let v =
+                _mm256_add_ps(_mm256_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
+            let v = _mm256_add_ps(v, _mm256_movehdup_ps(v));
+            let mut all = [0.0; 8];
+            _mm256_storeu_ps(all.as_mut_ptr(), v);
+            [all[0], all[4], all[2], all[6]]
+        }
+    }
+    #[inline(always)]
     fn max_lane(self, v: __m256) -> f32 {
         unsafe {
             let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));

@@ -117,6 +117,21 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn sum4(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // The additions of `sum`, on four vectors at once: first halves of a and b beside each other, then quarters of all.
+        unsafe {
+            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xEE>(c, d));
+            let v = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd));
+            let v = _mm512_add_ps(v, _mm512_permute_ps::<0b11_10_11_10>(v));
+            let v = _mm512_add_ps(v, _mm512_movehdup_ps(v));
+            let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, v)));
+            out
+        }
+    }
+    #[inline(always)]
     fn max_lane(self, v: __m512) -> f32 {
         unsafe { _mm512_reduce_max_ps(v) }
     }

@@ -53,6 +53,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// The sum of all lanes, as a tree: halves are added to each other until one lane is left.
     fn sum(self, value: Self::F) -> f32;
+    /// [`Simd::sum`] of four vectors, with the same bits.
+    fn sum4(self, values: [Self::F; 4]) -> [f32; 4];
     /// The greatest lane.
     fn max_lane(self, value: Self::F) -> f32;
 

@@ -114,6 +114,10 @@ impl Simd for Scalar {
         (a + c) + (b + d)
     }
     #[inline(always)]
+    fn sum4(self, v: [[f32; N]; 4]) -> [f32; 4] {
+        [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
+    }
+    #[inline(always)]
     fn max_lane(self, value: [f32; N]) -> f32 {
         value.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }

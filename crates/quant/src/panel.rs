@@ -1,0 +1,254 @@
+//! Products with many tokens: a panel of weight rows is widened to `f32` once and then serves all tokens.
+//!
+//! The panel lies in the second-level cache; a tile's tokens stay in the first while the panel's rows pass by. Rows longer
+//! than [`PANEL_LEN`] are taken in stretches, between which the accumulators rest in memory, so that no order of
+//! operations changes.
+#![allow(unsafe_code)] // Runs tiles.
+
+use crate::formats::{BlockFormat, F32, Format, Visitor};
+use crate::isa::Kernel;
+use crate::simd::Simd;
+use crate::tile::{Acc, Operands, OutView, step_bytes, step_len, tile};
+
+/// Rows of a panel.
+const PANEL_ROWS: usize = 32;
+/// Elements of a panel's rows: six tokens of that length fit the first-level cache beside four rows. A multiple of every
+/// format's block.
+const PANEL_LEN: usize = 1024;
+/// Distance of a panel's rows. Not a power of two, or all rows would compete for the same cache sets.
+const PANEL_STRIDE: usize = PANEL_LEN + 16;
+/// Tokens whose accumulators rest in memory.
+const MAX_TOKENS: usize = 120;
+/// Lanes of the widest vector.
+const MAX_LANES: usize = 16;
+/// Rows of a tile.
+const TILE_ROWS: usize = 4;
+
+/// A panel and the accumulators of its rows by `MAX_TOKENS` tokens.
+#[derive(Debug)]
+pub struct Scratch {
+    panel: Box<[f32]>,
+    acc: Box<[f32]>,
+}
+
+impl Scratch {
+    /// Memory for one thread.
+    pub fn new() -> Scratch {
+        Scratch {
+            panel: vec![0.0; PANEL_ROWS * PANEL_STRIDE].into(),
+            acc: vec![0.0; PANEL_ROWS * MAX_TOKENS * MAX_LANES].into(),
+        }
+    }
+
+    /// Bytes held.
+    pub fn n_bytes(&self) -> usize {
+        size_of_val(&*self.panel) + size_of_val(&*self.acc)
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch::new()
+    }
+}
+
+/// The product of all rows and tokens of `out`.
+pub(crate) struct Panels<'a> {
+    format: Format,
+    ops: Operands,
+    out: OutView<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl<'a> Panels<'a> {
+    /// # Safety
+    /// The operands have all rows and tokens of `out`.
+    pub(crate) unsafe fn new(format: Format, ops: Operands, out: OutView<'a>, scratch: &'a mut Scratch) -> Panels<'a> {
+        Panels { format, ops, out, scratch }
+    }
+}
+
+impl Kernel for Panels<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.format.visit(WithSimd(self, simd));
+    }
+}
+
+struct WithSimd<'a, S>(Panels<'a>, S);
+
+impl<S: Simd> Visitor for WithSimd<'_, S> {
+    type Output = ();
+    #[inline(always)]
+    fn visit<F: BlockFormat>(self) {
+        let WithSimd(Panels { ops, mut out, scratch, .. }, simd) = self;
+        for first_token in (0..out.n_tokens()).step_by(MAX_TOKENS) {
+            let n_tokens = (out.n_tokens() - first_token).min(MAX_TOKENS);
+            for first_row in (0..out.n_rows()).step_by(PANEL_ROWS) {
+                let n_rows = (out.n_rows() - first_row).min(PANEL_ROWS);
+                // One run through the panel even where rows have no elements: the outputs are then zeros.
+                for start in (0..ops.len.max(1)).step_by(PANEL_LEN) {
+                    let len = (ops.len - start).min(PANEL_LEN);
+                    // SAFETY: rows and tokens of `out`, which the maker of the `Panels` says the operands have;
+                    // `start + len <= ops.len`, and `start` is a multiple of every block.
+                    unsafe {
+                        let from = ops.weight.add(first_row * ops.row_bytes + start / F::BLOCK_LEN * F::BLOCK_BYTES);
+                        widen::<S, F>(simd, from, ops.row_bytes, n_rows, len, &mut scratch.panel);
+                        let block = Block {
+                            ops: Operands {
+                                weight: scratch.panel.as_ptr().cast(),
+                                row_bytes: PANEL_STRIDE * size_of::<f32>(),
+                                x: ops.x.add(first_token * ops.x_stride + start),
+                                x_stride: ops.x_stride,
+                                len,
+                            },
+                            first_row,
+                            first_token,
+                            n_rows,
+                            n_tokens,
+                            is_first: start == 0,
+                            is_last: start + len == ops.len,
+                        };
+                        // Rows by tokens that fill the registers: 24 sums, 4 weights and an activation of 32; 12, 1
+                        // and 3 of 16.
+                        if S::LANES == 16 {
+                            block.tokens::<S, 6>(simd, &mut out, &mut scratch.acc);
+                        } else {
+                            block.tokens::<S, 3>(simd, &mut out, &mut scratch.acc);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Widens `n_rows` rows, `len` elements of each, into a panel.
+///
+/// # Safety
+/// The rows may be read; `n_rows <= PANEL_ROWS` and `len <= PANEL_LEN`.
+#[inline(always)]
+unsafe fn widen<S: Simd, F: BlockFormat>(
+    simd: S,
+    from: *const u8,
+    row_bytes: usize,
+    n_rows: usize,
+    len: usize,
+    panel: &mut [f32],
+) {
+    let (step_len, step_bytes) = (step_len::<S, F>(), step_bytes::<S, F>());
+    for (row, to) in panel.chunks_exact_mut(PANEL_STRIDE).take(n_rows).enumerate() {
+        let n_steps = len / step_len;
+        // SAFETY: the row may be read, and has `n_steps` whole steps and a rest.
+        unsafe {
+            let from = from.add(row * row_bytes);
+            let to = &mut to[..len];
+            for step in 0..n_steps {
+                for part in 0..step_len / S::LANES {
+                    let w = F::load(simd, from.add(step * step_bytes), part);
+                    simd.store_ptr(w, to.as_mut_ptr().add(step * step_len + part * S::LANES));
+                }
+            }
+            let rest = &mut to[n_steps * step_len..];
+            if F::BLOCK_LEN == 1 && !rest.is_empty() {
+                let w = F::load_part(simd, from.add(n_steps * step_bytes), rest.len());
+                simd.store_part(w, rest);
+            }
+        }
+    }
+}
+
+/// A panel's rows by some tokens, over one stretch of their length.
+struct Block {
+    ops: Operands,
+    first_row: usize,
+    first_token: usize,
+    n_rows: usize,
+    n_tokens: usize,
+    /// Whether the stretch begins the rows: there are no accumulators yet.
+    is_first: bool,
+    /// Whether it ends them: the accumulators are summed.
+    is_last: bool,
+}
+
+impl Block {
+    /// All tokens, `T` at a time.
+    ///
+    /// # Safety
+    /// The operands and `out` have the block's rows and tokens, and `acc` is a [`Scratch`]'s.
+    #[inline(always)]
+    unsafe fn tokens<S: Simd, const T: usize>(&self, simd: S, out: &mut OutView<'_>, acc: &mut [f32]) {
+        let mut token = 0;
+        // SAFETY: tokens below `n_tokens`; the rest as the caller vouches.
+        unsafe {
+            while token + T <= self.n_tokens {
+                self.rows::<S, T>(simd, out, acc, token);
+                token += T;
+            }
+            match self.n_tokens - token {
+                0 => {}
+                1 => self.rows::<S, 1>(simd, out, acc, token),
+                2 => self.rows::<S, 2>(simd, out, acc, token),
+                3 => self.rows::<S, 3>(simd, out, acc, token),
+                4 => self.rows::<S, 4>(simd, out, acc, token),
+                _ => self.rows::<S, 5>(simd, out, acc, token),
+            }
+        }
+    }
+
+    /// All rows by `T` tokens.
+    ///
+    /// # Safety
+    /// As [`Block::tokens`], and those tokens are the block's.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const T: usize>(&self, simd: S, out: &mut OutView<'_>, acc: &mut [f32], token: usize) {
+        let mut row = 0;
+        // SAFETY: rows below `n_rows`; the rest as the caller vouches.
+        unsafe {
+            while row + TILE_ROWS <= self.n_rows {
+                self.tile::<S, TILE_ROWS, T>(simd, out, acc, row, token);
+                row += TILE_ROWS;
+            }
+            while row < self.n_rows {
+                self.tile::<S, 1, T>(simd, out, acc, row, token);
+                row += 1;
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Block::tokens`], and those rows and tokens are the block's.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const R: usize, const T: usize>(
+        &self,
+        simd: S,
+        out: &mut OutView<'_>,
+        memory: &mut [f32],
+        row: usize,
+        token: usize,
+    ) {
+        let mut acc: Acc<S, R, T> = [[simd.splat(0.0); R]; T];
+        let place = |r: usize, t: usize| ((token + t) * PANEL_ROWS + row + r) * S::LANES;
+        if !self.is_first {
+            for t in 0..T {
+                for r in 0..R {
+                    acc[t][r] = simd.load(&memory[place(r, t)..]);
+                }
+            }
+        }
+        // SAFETY: as the caller vouches.
+        unsafe {
+            acc = tile::<S, F32, R, T>(simd, self.ops, row, token, acc);
+            if self.is_last {
+                out.put(simd, self.first_row + row, self.first_token + token, acc);
+                return;
+            }
+        }
+        for t in 0..T {
+            for r in 0..R {
+                simd.store(acc[t][r], &mut memory[place(r, t)..]);
+            }
+        }
+    }
+}
