@@ -31,6 +31,11 @@ impl StreamDecoder {
         text
     }
 
+    /// Whether a character is unfinished, so that [`finish`](Self::finish) would give something.
+    pub fn is_holding(&self) -> bool {
+        !self.unfinished.is_empty()
+    }
+
     /// Ends the text: U+FFFD if a character is unfinished, else nothing.
     pub fn finish(self) -> String {
         if self.unfinished.is_empty() { String::new() } else { char::REPLACEMENT_CHARACTER.to_string() }

@@ -1,1 +1,87 @@
 //! The worker over HTTP: routes, wire types, server-sent events.
+//!
+//! This is the only crate that knows HTTP and JSON. What comes in is checked here, whole, before anything else sees it;
+//! what goes out is made here from the engine's ids: decoded, searched for stop strings, and framed.
+//!
+//! - [`AppState`] is there from the first moment, before the model is: `/health` answers while it loads. The binary moves
+//!   it along: [`AppState::set_progress`], [`AppState::set_ready`], [`AppState::drain`].
+//! - [`app`] is the whole service as an [`axum::Router`], which needs no socket to be tested.
+//! - [`serve`] runs it on a listener, within [`ServerLimits`].
+//! - An error is an [`ApiError`] with an [`ErrorCode`], as a response and as the last event of a stream alike.
+//!
+//! A job is followed by a task of its own (`job.rs`), between the engine, which never waits for a reader, and the
+//! connection, which may read as slowly as it likes. The task ends where either of them does.
+//!
+//! # Example
+//! A worker that is still loading says so:
+//! ```
+//! use tower::ServiceExt;
+//! use worker_http::{AppState, KEEP_ALIVE, Settings, app};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let state = AppState::new(Settings {
+//!     worker_id: "worker-1".into(),
+//!     model: "haiku".into(),
+//!     inference_timeout: None,
+//!     keep_alive: KEEP_ALIVE,
+//! });
+//! let request = axum::http::Request::get("/health").body(axum::body::Body::empty()).unwrap();
+//! let response = app(state).oneshot(request).await.unwrap();
+//! assert_eq!(response.status(), 503);
+//! # }
+//! ```
+
+mod answer;
+mod body;
+mod correlation;
+mod error;
+mod event;
+mod fields;
+mod job;
+mod live;
+mod metrics;
+mod origin;
+mod routes;
+mod server;
+mod state;
+mod stop;
+
+use std::any::Any;
+
+use axum::http::{Method, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, middleware};
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use body::{BODY_READ_TIMEOUT, MAX_BODY_BYTES};
+pub use correlation::CORRELATION_ID;
+pub use error::{ApiError, ErrorCode, FieldError, RETRY_AFTER_SECS};
+pub use job::{MAX_BUFFERED_EVENTS, MAX_TOKENS};
+pub use server::{ServerLimits, serve};
+pub use state::{AppState, KEEP_ALIVE, ModelFacts, Phase, Served, Settings};
+pub use stop::{Scan, StopMatcher};
+
+/// The whole service: every route, and what holds for all of them.
+pub fn app(state: AppState) -> Router {
+    routes::routes()
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(origin::same_origin))
+        .layer(middleware::from_fn(correlation::correlate))
+        .with_state(state)
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("no such route: {}", uri.path()))
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(ErrorCode::MethodNotAllowed, format!("{} does not answer to {method}", uri.path()))
+}
+
+fn panicked(_panic: Box<dyn Any + Send>) -> Response {
+    // The panic hook has logged it; its words are not for clients.
+    ApiError::new(ErrorCode::Internal, "the worker made a mistake").into_response()
+}

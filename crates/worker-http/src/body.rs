@@ -1,0 +1,105 @@
+//! Request bodies: announced as JSON, of bounded size, within bounded time.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use http_body_util::BodyExt;
+
+use crate::error::{ApiError, ErrorCode};
+
+/// The longest body that is read. The longest prompt is 32,768 characters: 128 KiB, or 384 KiB when all of it is escaped.
+pub const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// How much of a body that is too long is read and thrown away before the refusal is sent. A server that answers and
+/// closes while the client still writes makes its kernel drop the answer; most clients that err do so by less than this.
+const MAX_DISCARDED_BYTES: usize = 8 << 20;
+
+/// The time a body may take to arrive.
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Reads a JSON body as text.
+///
+/// # Errors
+/// [`ErrorCode::UnsupportedMediaType`], [`ErrorCode::PayloadTooLarge`], and [`ErrorCode::InvalidRequest`] for a body that is
+/// not UTF-8, that breaks off, or that takes longer than [`BODY_READ_TIMEOUT`].
+pub(crate) async fn read_json(request: Request) -> Result<String, ApiError> {
+    if !is_json(request.headers()) {
+        let message = "content-type: expected application/json";
+        return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+    }
+    let bytes = match tokio::time::timeout(BODY_READ_TIMEOUT, read(request)).await {
+        Ok(read) => read?,
+        Err(_) => {
+            let message = format!("body: did not arrive within {} seconds", BODY_READ_TIMEOUT.as_secs());
+            return Err(ApiError::field("body", "time", message));
+        }
+    };
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        ApiError::field("body", "text", format!("body: not UTF-8 at byte {at}"))
+    })
+}
+
+async fn read(request: Request) -> Result<Vec<u8>, ApiError> {
+    let too_large =
+        || ApiError::new(ErrorCode::PayloadTooLarge, format!("body: expected at most {MAX_BODY_BYTES} bytes"));
+    let announced = content_length(request.headers());
+    // Whoever asks first is told before anything is sent.
+    if announced.is_some_and(|n| n > MAX_BODY_BYTES as u64) && request.headers().contains_key(header::EXPECT) {
+        return Err(too_large());
+    }
+    let mut body = request.into_body();
+    let mut bytes = Vec::new();
+    let mut n_read = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::field("body", "length", "body: broke off"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        n_read += data.len();
+        if n_read > MAX_BODY_BYTES + MAX_DISCARDED_BYTES {
+            return Err(too_large());
+        }
+        if n_read > MAX_BODY_BYTES {
+            bytes = Vec::new();
+        } else {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    if n_read > MAX_BODY_BYTES { Err(too_large()) } else { Ok(bytes) }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// `application/json`, or a JSON dialect of it such as `application/problem+json`, with any parameters.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(Ok(content_type)) = headers.get(header::CONTENT_TYPE).map(|value| value.to_str()) else { return false };
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence.strip_prefix("application/").is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(content_type: Option<&str>, json: bool) {
+        let mut headers = HeaderMap::new();
+        if let Some(content_type) = content_type {
+            headers.insert(header::CONTENT_TYPE, content_type.parse().unwrap());
+        }
+        assert_eq!(is_json(&headers), json, "{content_type:?}");
+    }
+
+    #[test]
+    fn knows_json_by_its_content_type() {
+        check(Some("application/json"), true);
+        check(Some("Application/JSON; charset=utf-8"), true);
+        check(Some("application/vnd.api+json"), true);
+        check(Some("text/plain"), false);
+        check(Some("application/x-www-form-urlencoded"), false);
+        check(Some("application/jsonp"), false);
+        check(Some(""), false);
+        check(None, false);
+    }
+}

@@ -1,0 +1,204 @@
+//! What every handler shares: the phase the worker is in, the model once it is loaded, the live jobs, the counters.
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use engine::{EngineHandle, Snapshot};
+use tokenizer::Tokenizer;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{ApiError, ErrorCode};
+use crate::live::LiveJobs;
+use crate::metrics::Metrics;
+
+/// What the command line decides.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This worker's name, as the orchestrator knows it.
+    pub worker_id: String,
+    /// The model's name in answers and metrics.
+    pub model: String,
+    /// The longest that a job may take from acceptance to its terminal event, its time in the queue included.
+    pub inference_timeout: Option<Duration>,
+    /// Silence after which a stream carries a comment.
+    pub keep_alive: Duration,
+}
+
+/// The default of [`Settings::keep_alive`]: half of the 30 seconds that common proxies wait at least.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What `/health` tells of a loaded model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// The type that most of the weights are stored in, such as `F16`.
+    pub quant_kind: String,
+    /// Where it runs, for people: `cpu (2 threads, avx512)`.
+    pub device: String,
+    /// Whether all weights are in the memory that the device computes from.
+    pub resident: bool,
+    /// `tokenizer.ggml.model`.
+    pub tokenizer_kind: String,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// The longest sequence, in tokens.
+    pub context_length: usize,
+}
+
+/// A model that can answer.
+pub struct Served {
+    /// Runs requests.
+    pub engine: EngineHandle,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// For `/health`.
+    pub facts: ModelFacts,
+}
+
+/// Where the worker is in its life. It only ever moves downwards in this list.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Phase {
+    /// Reading the model; the part that is done, from 0 to 1.
+    Loading(f32),
+    /// Taking work.
+    Ready,
+    /// Finishing what it has; new work is refused.
+    Draining,
+    /// Of no further use, for this reason.
+    Failed(String),
+}
+
+/// What every handler shares. Cloning it is cheap.
+#[derive(Clone)]
+pub struct AppState(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    started: Instant,
+    phase: RwLock<Phase>,
+    served: OnceLock<Served>,
+    jobs: LiveJobs,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+}
+
+impl AppState {
+    /// The state of a worker that has just started: [`Phase::Loading`].
+    pub fn new(settings: Settings) -> Self {
+        let metrics = Metrics::new(&settings.model);
+        Self(Arc::new(Inner {
+            settings,
+            started: Instant::now(),
+            phase: RwLock::new(Phase::Loading(0.0)),
+            served: OnceLock::new(),
+            jobs: LiveJobs::new(),
+            metrics,
+            shutdown: CancellationToken::new(),
+        }))
+    }
+
+    /// Says how far loading is, from 0 to 1. Without effect once it is over.
+    pub fn set_progress(&self, done: f32) {
+        self.change_phase(|phase| matches!(phase, Phase::Loading(_)).then_some(Phase::Loading(done)));
+    }
+
+    /// The model is loaded and warm: work is welcome, unless a shutdown was asked for meanwhile. Only the first call counts.
+    pub fn set_ready(&self, served: Served) {
+        // A second model has nowhere to go; the first stays.
+        let _ = self.0.served.set(served);
+        self.change_phase(|phase| matches!(phase, Phase::Loading(_)).then_some(Phase::Ready));
+    }
+
+    /// The worker is of no further use.
+    pub fn set_failed(&self, reason: impl Into<String>) {
+        self.change_phase(|_| Some(Phase::Failed(reason.into())));
+    }
+
+    /// Refuses new work from here on. Live jobs go on.
+    pub fn begin_drain(&self) {
+        self.change_phase(|phase| (!matches!(phase, Phase::Failed(_))).then_some(Phase::Draining));
+        if let Some(served) = self.served() {
+            served.engine.drain();
+        }
+    }
+
+    /// Refuses new work and waits for the live jobs; false when some are still live after `limit`.
+    pub async fn drain(&self, limit: Duration) -> bool {
+        self.begin_drain();
+        tokio::time::timeout(limit, self.0.jobs.wait_until_idle()).await.is_ok()
+    }
+
+    /// Where the worker is in its life. An engine that has failed makes the worker a failed one.
+    pub fn phase(&self) -> Phase {
+        let phase = self.0.phase.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !matches!(phase, Phase::Failed(_))
+            && let Some(failure) = self.snapshot().and_then(|snapshot| snapshot.failure)
+        {
+            return Phase::Failed(failure);
+        }
+        phase
+    }
+
+    /// Returns once `POST /shutdown` was called. The caller drains and ends the process.
+    pub async fn shutdown_requested(&self) {
+        self.0.shutdown.cancelled().await;
+    }
+
+    /// Jobs between acceptance and terminal event.
+    pub fn n_live_jobs(&self) -> usize {
+        self.0.jobs.n_live()
+    }
+
+    pub(crate) fn request_shutdown(&self) {
+        self.begin_drain();
+        self.0.shutdown.cancel();
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn jobs(&self) -> &LiveJobs {
+        &self.0.jobs
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    /// The model, once it is loaded.
+    pub(crate) fn served(&self) -> Option<&Served> {
+        self.0.served.get()
+    }
+
+    /// The engine's last figures, once there is an engine.
+    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+        self.served().map(|served| served.engine.snapshot())
+    }
+
+    /// The model, if new work is welcome.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotReady`], saying why.
+    pub(crate) fn ready(&self) -> Result<&Served, ApiError> {
+        let why = match (self.phase(), self.served()) {
+            (Phase::Ready, Some(served)) => return Ok(served),
+            (Phase::Ready | Phase::Loading(_), _) => "the model is still loading".to_string(),
+            (Phase::Draining, _) => "the worker is shutting down".to_string(),
+            (Phase::Failed(reason), _) => format!("the worker has failed: {reason}"),
+        };
+        Err(ApiError::new(ErrorCode::NotReady, why))
+    }
+
+    fn change_phase(&self, next: impl FnOnce(&Phase) -> Option<Phase>) {
+        let mut phase = self.0.phase.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(next) = next(&phase) {
+            *phase = next;
+        }
+    }
+}
