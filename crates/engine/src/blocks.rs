@@ -50,9 +50,10 @@ impl BlockPool {
         self.free.len() + self.idle.len - self.n_promised
     }
 
-    /// Promises `n` blocks if that many are available.
+    /// Promises `n` blocks if free and idle ones still cover all promises then. With `n` = 0 that can fail too, when idle
+    /// blocks have been shared since.
     pub(crate) fn promise(&mut self, n: usize) -> bool {
-        let fits = n <= self.n_available();
+        let fits = self.n_promised + n <= self.free.len() + self.idle.len;
         if fits {
             self.n_promised += n;
         }
@@ -226,6 +227,20 @@ mod tests {
         assert_eq!(pool.register(NodeId::ROOT, &[7], b), (a, node));
         pool.check_books([a, a].into_iter(), 0);
         assert_eq!(pool.n_available(), 1);
+    }
+
+    #[test]
+    fn sharing_idle_blocks_uncovers_promises() {
+        let mut pool = BlockPool::new(2, 1);
+        assert!(pool.promise(1));
+        let block = pool.take_promised();
+        pool.register(NodeId::ROOT, &[1], block);
+        pool.release(block);
+        assert!(pool.promise(2));
+        pool.share(block);
+        assert!(!pool.promise(0));
+        pool.release(block);
+        assert!(pool.promise(0));
     }
 
     #[test]

@@ -130,12 +130,14 @@ impl Sampler {
         if top_k {
             floor = 0.0;
         }
-        self.candidates.clear();
+        // Written without a branch, because no branch predictor can know which tokens are likely.
+        self.candidates.resize(n_vocab, Candidate { probability: 0.0, id: 0 });
+        let mut n_kept = 0;
         for (id, &probability) in self.weights.iter().enumerate() {
-            if probability >= floor {
-                self.candidates.push(Candidate { probability, id: id as TokenId });
-            }
+            self.candidates[n_kept] = Candidate { probability, id: id as TokenId };
+            n_kept += usize::from(probability >= floor);
         }
+        self.candidates.truncate(n_kept);
         if top_k {
             self.histogram.keep(&mut self.candidates, Goal::Count(sampling.top_k as usize));
             total = self.candidates.iter().map(|c| f64::from(c.probability)).sum();
@@ -250,14 +252,16 @@ impl Histogram {
             Goal::Count(n) => n,
             Goal::Mass(mass) => ((mass / f64::from(f32::from_bits(known))).ceil() as usize).max(1),
         };
-        candidates.retain(|c| match c.probability.to_bits().cmp(&known) {
-            std::cmp::Ordering::Greater => true,
-            std::cmp::Ordering::Equal if n_equal > 0 => {
-                n_equal -= 1;
-                true
-            }
-            _ => false,
-        });
+        let mut n_kept = 0;
+        for i in 0..candidates.len() {
+            let candidate = candidates[i];
+            let bits = candidate.probability.to_bits();
+            let is_taken_equal = bits == known && n_equal > 0;
+            n_equal -= usize::from(is_taken_equal);
+            candidates[n_kept] = candidate;
+            n_kept += usize::from(bits > known || is_taken_equal);
+        }
+        candidates.truncate(n_kept);
     }
 
     /// Counts candidates by the digit at `shift`, among those whose higher digits are `known`.

@@ -193,6 +193,14 @@ impl Scheduler {
         self.totals
     }
 
+    /// Panics unless pool and sequences agree on every block and promise.
+    #[cfg(test)]
+    pub(crate) fn check_books(&self) {
+        let held = self.running.iter().flat_map(|s| s.blocks.iter().copied());
+        self.pool.check_books(held, self.running.iter().map(|s| s.n_promised).sum());
+        assert!(self.running.iter().all(|s| !s.ended) && self.running.len() <= self.limits.max_seqs);
+    }
+
     fn admit(&mut self, now: Instant, events: &mut Events) {
         while !self.head_is_blocked && self.running.len() < self.limits.max_seqs {
             let Some(head) = self.waiting.pop_front() else { return };
@@ -321,3 +329,6 @@ fn choose(sampler: &mut Sampler, sequence: &Sequence, row: &[f32]) -> Result<(To
 fn failed(kind: FailureKind, message: &str) -> Event {
     Event::Failed(Failure { kind, message: message.to_owned() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,448 @@
+//! The scheduler driven by hand, over an executor without a model: scenarios, and random traces against a model of what
+//! must hold.
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::*;
+use test_support::fake_executor::{FakeConfig, FakeControl, FakeExecutor, FakeStep};
+use transformer::Executor;
+
+use super::*;
+use crate::limits::EngineConfig;
+use crate::request::Sampling;
+
+/// Scheduler, executor and a clock that ticks once a step.
+struct Rig {
+    scheduler: Scheduler,
+    executor: FakeExecutor,
+    control: FakeControl,
+    now: Instant,
+    tick: Duration,
+    last_id: u64,
+    events: Events,
+}
+
+impl Rig {
+    fn new(fake: FakeConfig, config: &EngineConfig) -> Self {
+        let (executor, control) = FakeExecutor::new(fake);
+        let scheduler = Scheduler::new(Limits::new(executor.info(), config));
+        let tick = Duration::from_millis(10);
+        Self { scheduler, executor, control, now: Instant::now(), tick, last_id: 0, events: Vec::new() }
+    }
+
+    fn submit(&mut self, request: Request) -> JobId {
+        self.last_id += 1;
+        let id = JobId(self.last_id);
+        self.scheduler.submit(id, request, self.now);
+        id
+    }
+
+    /// One step, as the engine's thread does it. False if there was nothing to do.
+    fn step(&mut self) -> bool {
+        if !self.scheduler.plan(self.now, &mut self.events) {
+            return false;
+        }
+        self.scheduler.check_books();
+        self.now += self.tick;
+        match self.executor.forward(self.scheduler.batch()) {
+            Ok(logits) => self.scheduler.commit(logits, self.now, &mut self.events),
+            Err(error) => self.scheduler.fail_step(&error, &mut self.events),
+        }
+        self.scheduler.check_books();
+        true
+    }
+
+    fn run(&mut self) {
+        while self.step() {}
+        assert!(self.scheduler.is_idle());
+        assert_eq!(self.scheduler.pool().n_used(), 0, "an idle engine holds no block");
+        assert_eq!(self.control.n_violations(), 0, "every batch keeps the rules, every slot read was written");
+    }
+
+    fn tokens(&self, id: JobId) -> Vec<TokenId> {
+        let of_job = self.events.iter().filter(|(of, _)| *of == id);
+        of_job.filter_map(|(_, e)| if let Event::Token(t) = e { Some(t.id) } else { None }).collect()
+    }
+
+    fn n_cached(&self, id: JobId) -> usize {
+        let finished = self.events.iter().find_map(|(of, e)| match e {
+            Event::Finished(finished) if *of == id => Some(finished.n_cached),
+            _ => None,
+        });
+        finished.expect("the request has finished")
+    }
+
+    fn last_step(&self) -> FakeStep {
+        *self.control.steps().last().expect("there was a step")
+    }
+}
+
+fn greedy(prompt: &[TokenId], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.into(),
+        max_tokens,
+        end_tokens: [].into(),
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        seed: 1,
+        n_logprobs: None,
+    }
+}
+
+/// `n` tokens that differ by `salt`.
+fn text(n: usize, salt: u32) -> Vec<TokenId> {
+    (0..n as u32).map(|i| (i * 7 + salt * 31 + i * i % 5) % 250).collect()
+}
+
+fn small(n_blocks: usize) -> FakeConfig {
+    FakeConfig { block_tokens: 4, n_blocks, n_ctx: 64, ..FakeConfig::default() }
+}
+
+#[test]
+fn transcript_of_two_requests_that_share_a_beginning() {
+    let mut rig = Rig::new(small(16), &EngineConfig { max_seqs: 1, ..Default::default() });
+    rig.control.script(&[1, 2, 3, 4, 5], &[10, 11, 99]);
+    rig.control.script(&[1, 2, 3, 4, 6], &[20]);
+    rig.submit(Request { end_tokens: [99].into(), ..greedy(&[1, 2, 3, 4, 5], 8) });
+    rig.submit(greedy(&[1, 2, 3, 4, 6], 1));
+    let cancelled = rig.submit(greedy(&[1], 1));
+    rig.step();
+    rig.scheduler.cancel(cancelled, &mut rig.events);
+    rig.run();
+    let lines: Vec<_> = rig.events.iter().map(|(JobId(id), event)| format!("{id}: {event:?}")).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn error_texts() {
+    let limits = Limits::new(FakeExecutor::new(small(8)).0.info(), &EngineConfig::default());
+    let sampling = |change: fn(&mut Sampling)| {
+        let mut request = greedy(&[1], 1);
+        change(&mut request.sampling);
+        request
+    };
+    let faulty = [
+        greedy(&[], 1),
+        greedy(&[3, 256], 1),
+        greedy(&[1], 0),
+        greedy(&[1; 64], 1),
+        greedy(&[1; 30], 4),
+        Request { n_logprobs: Some(21), ..greedy(&[1], 1) },
+        sampling(|s| s.temperature = f32::NAN),
+        sampling(|s| s.temperature = -1.0),
+        sampling(|s| s.repetition_penalty = 0.0),
+        sampling(|s| s.top_p = 1.5),
+        sampling(|s| s.min_p = -0.5),
+    ];
+    let mut lines: Vec<_> = faulty.iter().map(|r| limits.check(r).unwrap_err().to_string()).collect();
+    lines.push(crate::SubmitError::QueueFull { waiting: 3, limit: 3 }.to_string());
+    lines.push(crate::SubmitError::NotAccepting("draining").to_string());
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn reserves_exactly_the_slots_that_can_be_written() {
+    let limits = |n_blocks| Limits::new(FakeExecutor::new(small(n_blocks)).0.info(), &EngineConfig::default());
+    // 5 prompt tokens and 4 generated, the last of which is never fed back: 8 slots, 2 blocks.
+    assert_eq!(limits(2).blocks_needed(&greedy(&[1; 5], 4)), 2);
+    assert_eq!(limits(2).blocks_needed(&greedy(&[1; 5], 5)), 3);
+    assert!(limits(2).check(&greedy(&[1; 5], 4)).is_ok());
+    assert!(limits(2).check(&greedy(&[1; 5], 5)).is_err());
+    // And they are enough.
+    let mut rig = Rig::new(small(2), &EngineConfig::default());
+    let id = rig.submit(greedy(&[1; 5], 4));
+    rig.run();
+    assert_eq!(rig.tokens(id).len(), 4);
+}
+
+#[test]
+fn a_prompt_one_short_of_the_context_gets_one_token() {
+    let mut rig = Rig::new(small(16), &EngineConfig::default());
+    let id = rig.submit(greedy(&text(63, 0), 2000));
+    rig.run();
+    assert_eq!(rig.tokens(id).len(), 1);
+    assert!(rig.scheduler.limits.check(&greedy(&text(64, 0), 1)).is_err());
+}
+
+#[test]
+fn streams_get_their_row_before_prompts_share_the_rest() {
+    let config = EngineConfig { max_batch_tokens: 12, prefix_reuse: false, ..Default::default() };
+    let mut rig = Rig::new(small(64), &config);
+    rig.submit(greedy(&[1], 30));
+    rig.submit(greedy(&[2], 30));
+    rig.step();
+    rig.submit(greedy(&text(60, 0), 1));
+    rig.submit(greedy(&text(3, 1), 1));
+    rig.step();
+    // The short prompt is read at once, the long one gets what is left.
+    assert_eq!(rig.last_step(), FakeStep { n_prompt_rows: 10, n_generated_rows: 2, n_samples: 3 });
+    rig.submit(greedy(&text(50, 2), 1));
+    rig.step();
+    assert_eq!(rig.last_step(), FakeStep { n_prompt_rows: 10, n_generated_rows: 2, n_samples: 2 });
+    assert_eq!(rig.scheduler.running[3].n_computed, 5, "an even share");
+    rig.run();
+}
+
+#[test]
+fn a_slow_device_gets_shorter_steps_while_it_streams() {
+    let fake = FakeConfig { n_ctx: 4096, n_blocks: 1024, max_batch_tokens: 1024, ..FakeConfig::default() };
+    let mut rig = Rig::new(fake, &EngineConfig { max_batch_tokens: 1024, ..Default::default() });
+    rig.tick = Duration::from_secs(1);
+    rig.submit(greedy(&text(1000, 0), 100));
+    rig.step();
+    assert_eq!(rig.last_step().n_prompt_rows, 1000, "nothing is known of the device yet");
+    rig.submit(greedy(&text(1000, 1), 1));
+    rig.step();
+    assert_eq!(rig.last_step(), FakeStep { n_prompt_rows: 100, n_generated_rows: 1, n_samples: 1 });
+    for _ in 0..20 {
+        rig.step();
+    }
+    assert_eq!(rig.last_step().n_prompt_rows, MIN_PROMPT_ROWS, "the least that pays");
+}
+
+#[test]
+fn nobody_overtakes_a_request_that_waits_for_blocks() {
+    let mut rig = Rig::new(small(4), &EngineConfig::default());
+    rig.submit(greedy(&[1; 5], 8));
+    rig.submit(greedy(&[2; 5], 8));
+    rig.submit(greedy(&[3], 1));
+    rig.step();
+    assert_eq!(rig.scheduler.n_running(), 1, "the second needs 3 of the 1 block left, the third waits behind it");
+    rig.run();
+    let admitted: Vec<_> =
+        rig.events.iter().filter(|(_, e)| matches!(e, Event::Admitted { .. })).map(|(JobId(id), _)| *id).collect();
+    assert_eq!(admitted, [1, 2, 3]);
+}
+
+#[test]
+fn cancelling_the_head_of_the_queue_lets_the_next_in() {
+    let mut rig = Rig::new(small(4), &EngineConfig::default());
+    rig.submit(greedy(&[1; 5], 8));
+    let head = rig.submit(greedy(&[2; 5], 8));
+    rig.submit(greedy(&[3], 1));
+    rig.step();
+    rig.scheduler.cancel(head, &mut rig.events);
+    rig.step();
+    assert_eq!(rig.tokens(JobId(3)).len(), 1);
+    rig.run();
+}
+
+#[test]
+fn cancels_in_the_middle_of_a_prompt() {
+    let mut rig = Rig::new(small(32), &EngineConfig { max_chunk_tokens: 7, ..Default::default() });
+    let id = rig.submit(greedy(&text(60, 0), 3));
+    rig.step();
+    rig.step();
+    rig.scheduler.cancel(id, &mut rig.events);
+    rig.scheduler.cancel(id, &mut rig.events);
+    rig.scheduler.cancel(JobId(77), &mut rig.events);
+    rig.run();
+    assert!(matches!(rig.events[..], [(_, Event::Admitted { .. }), (_, Event::Failed(_))]));
+    assert_eq!(rig.control.n_steps(), 2);
+}
+
+#[test]
+fn the_second_turn_of_a_chat_reuses_the_first_answer() {
+    let mut rig = Rig::new(small(32), &EngineConfig::default());
+    let first = rig.submit(greedy(&text(10, 0), 11));
+    rig.run();
+    // 10 + 11 tokens, of which the last has no slot: 20 slots, 5 full blocks.
+    let mut second = [&text(10, 0)[..], &rig.tokens(first)].concat();
+    second.extend([5, 6, 7]);
+    let second = rig.submit(greedy(&second, 5));
+    rig.run();
+    assert_eq!(rig.n_cached(second), 20);
+}
+
+#[test]
+fn without_equal_bits_only_blocks_of_prompt_rows_are_reused() {
+    let mut rig = Rig::new(FakeConfig { roles_bit_equal: false, ..small(32) }, &EngineConfig::default());
+    let first = rig.submit(greedy(&text(10, 0), 11));
+    rig.run();
+    let mut second = [&text(10, 0)[..], &rig.tokens(first)].concat();
+    second.extend([5, 6, 7]);
+    let second = rig.submit(greedy(&second, 5));
+    rig.run();
+    assert_eq!(rig.n_cached(second), 8);
+}
+
+#[test]
+fn the_last_prompt_token_is_always_computed() {
+    let mut rig = Rig::new(small(32), &EngineConfig::default());
+    let ids = [0, 1].map(|_| {
+        let id = rig.submit(greedy(&text(12, 0), 3));
+        rig.run();
+        id
+    });
+    assert_eq!(rig.n_cached(ids[1]), 8);
+    assert_eq!(rig.tokens(ids[0]), rig.tokens(ids[1]));
+}
+
+#[test]
+fn a_burst_with_one_beginning_computes_it_once() {
+    let mut rig =
+        Rig::new(FakeConfig { n_ctx: 256, ..small(512) }, &EngineConfig { max_chunk_tokens: 10, ..Default::default() });
+    let jobs: Vec<_> = (0..8)
+        .map(|i| {
+            let mut prompt = text(100, 0);
+            prompt.push(i);
+            rig.submit(greedy(&prompt, 4))
+        })
+        .collect();
+    rig.run();
+    let n_prompt_rows: usize = rig.control.steps().iter().map(|s| s.n_prompt_rows).sum();
+    assert_eq!(n_prompt_rows, 101 + 7);
+    assert!(jobs[1..].iter().all(|&id| rig.n_cached(id) == 100));
+}
+
+#[test]
+fn what_a_failed_step_wrote_is_not_reused() {
+    for error in [ExecutorError::OutOfMemory("full".into()), ExecutorError::InvalidBatch("odd".into())] {
+        let mut rig = Rig::new(small(32), &EngineConfig::default());
+        rig.control.fail_after(0, error);
+        rig.submit(greedy(&text(20, 0), 5));
+        rig.step();
+        assert!(matches!(rig.events.last(), Some((_, Event::Failed(_)))));
+        let id = rig.submit(greedy(&text(20, 0), 5));
+        rig.run();
+        assert_eq!(rig.n_cached(id), 0);
+        assert_eq!(rig.tokens(id).len(), 5);
+    }
+}
+
+#[test]
+fn logits_of_the_wrong_size_fail_the_step() {
+    let mut rig = Rig::new(small(32), &EngineConfig::default());
+    rig.submit(greedy(&[1], 5));
+    assert!(rig.scheduler.plan(rig.now, &mut rig.events));
+    rig.scheduler.commit(&[0.0; 3], rig.now, &mut rig.events);
+    let Some((_, Event::Failed(failure))) = rig.events.last() else { panic!("{:?}", rig.events) };
+    assert_eq!(failure.kind, FailureKind::Internal);
+    rig.run();
+}
+
+/// One move of a random trace.
+#[derive(Debug, Clone)]
+enum Move {
+    Submit(Request),
+    /// Of the job submitted so many before the last.
+    Cancel(u64),
+    Steps(usize),
+    Fail(ExecutorError),
+}
+
+fn any_request() -> impl Strategy<Value = Request> {
+    let sampling = prop_oneof![
+        Just(Sampling { temperature: 0.0, ..Sampling::default() }),
+        Just(Sampling { temperature: 1.5, top_p: 0.9, repetition_penalty: 1.3, ..Sampling::default() }),
+    ];
+    // Few different texts, so that beginnings are shared; some end tokens, so that answers end early.
+    (1usize..40, 0u32..3, 1usize..12, sampling, 0u64..3, prop::option::of(0usize..3), 0u32..40).prop_map(
+        |(n_prompt, salt, max_tokens, sampling, seed, n_logprobs, n_end)| Request {
+            prompt: text(n_prompt, salt).into(),
+            max_tokens,
+            end_tokens: (0..n_end).collect(),
+            sampling,
+            seed,
+            n_logprobs,
+        },
+    )
+}
+
+fn any_move() -> impl Strategy<Value = Move> {
+    prop_oneof![
+        4 => any_request().prop_map(Move::Submit),
+        2 => (0u64..6).prop_map(Move::Cancel),
+        6 => (1usize..6).prop_map(Move::Steps),
+        1 => Just(Move::Fail(ExecutorError::OutOfMemory("on demand".into()))),
+        1 => Just(Move::Fail(ExecutorError::InvalidBatch("on demand".into()))),
+    ]
+}
+
+fn any_setting() -> impl Strategy<Value = (FakeConfig, EngineConfig)> {
+    (1usize..6, 16usize..60, any::<bool>(), 1usize..5, 1usize..40, 1usize..20, any::<bool>()).prop_map(
+        |(block_tokens, n_blocks, roles_bit_equal, max_seqs, max_batch_tokens, max_chunk_tokens, prefix_reuse)| {
+            let fake = FakeConfig { block_tokens, n_blocks, n_ctx: 48, roles_bit_equal, ..FakeConfig::default() };
+            (fake, EngineConfig { max_seqs, queue_limit: 0, max_batch_tokens, max_chunk_tokens, prefix_reuse })
+        },
+    )
+}
+
+/// The request's events on a worker that has never seen another: `Token`s and how it ends.
+fn alone(fake: &FakeConfig, request: &Request) -> Vec<Event> {
+    let config = EngineConfig { max_seqs: 1, prefix_reuse: false, ..Default::default() };
+    let mut rig = Rig::new(FakeConfig { n_blocks: 64, ..fake.clone() }, &config);
+    rig.submit(request.clone());
+    rig.run();
+    rig.events.into_iter().map(|(_, e)| e).filter(|e| !matches!(e, Event::Admitted { .. })).collect()
+}
+
+/// Every job's events are a proper story that agrees with the job run alone.
+fn check_story(fake: &FakeConfig, request: &Request, events: &[&Event]) {
+    let (last, before) = events.split_last().expect("every request ends");
+    assert!(last.is_last() && before.iter().all(|e| !e.is_last()), "exactly one end: {events:?}");
+    let tokens = match before.split_first() {
+        None => {
+            assert!(matches!(last, Event::Failed(_)), "only what waits may fail without being admitted");
+            return;
+        }
+        Some((first, tokens)) => {
+            assert!(matches!(first, Event::Admitted { .. }), "{events:?}");
+            tokens
+        }
+    };
+    let expected = alone(fake, request);
+    assert!(tokens.iter().zip(&expected).all(|(got, expected)| *got == expected), "{events:?} {expected:?}");
+    if let Event::Finished(finished) = last {
+        let Some(Event::Finished(expected_end)) = expected.last() else { panic!("{expected:?}") };
+        assert_eq!(tokens.len() + 1, expected.len());
+        assert_eq!((finished.reason, finished.n_generated), (expected_end.reason, tokens.len()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_traces_keep_the_books_and_every_promise(
+        (fake, config) in any_setting(),
+        moves in prop::collection::vec(any_move(), 1..40),
+    ) {
+        let mut rig = Rig::new(fake.clone(), &config);
+        let mut requests = BTreeMap::new();
+        for next in moves {
+            match next {
+                Move::Submit(request) if rig.scheduler.limits.check(&request).is_ok() => {
+                    requests.insert(rig.submit(request.clone()), request);
+                }
+                Move::Submit(_) => {}
+                Move::Cancel(back) => {
+                    let id = JobId(rig.last_id.saturating_sub(back));
+                    rig.scheduler.cancel(id, &mut rig.events);
+                }
+                Move::Steps(n) => (0..n).for_each(|_| {
+                    rig.step();
+                }),
+                Move::Fail(error) => {
+                    rig.control.fail_after(0, error);
+                    rig.step();
+                }
+            }
+            rig.scheduler.check_books();
+        }
+        // A fault that no step has met yet hits the first of these.
+        rig.run();
+        let mut stories: HashMap<JobId, Vec<&Event>> = HashMap::new();
+        let mut last_admitted = JobId(0);
+        for (id, event) in &rig.events {
+            stories.entry(*id).or_default().push(event);
+            if matches!(event, Event::Admitted { .. }) {
+                prop_assert!(*id > last_admitted, "first come, first served");
+                last_admitted = *id;
+            }
+        }
+        for (id, request) in &requests {
+            check_story(&fake, request, &stories.remove(id).unwrap_or_default());
+        }
+        prop_assert!(stories.is_empty());
+    }
+}
