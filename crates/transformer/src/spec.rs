@@ -86,7 +86,7 @@ pub enum SpecError {
     #[error(transparent)]
     Value(#[from] ValueError),
     /// `general.architecture` is not in the table of architectures.
-    #[error("general.architecture: expected one of {known}, got \"{got}\"")]
+    #[error("key \"general.architecture\": expected one of {known}, got \"{got}\"")]
     UnknownArchitecture {
         /// What the file says.
         got: String,
@@ -94,7 +94,7 @@ pub enum SpecError {
         known: String,
     },
     /// A value that no decoder can have.
-    #[error("{key}: expected {expected}, got {got}")]
+    #[error("key \"{key}\": expected {expected}, got {got}")]
     Invalid {
         /// The metadata key.
         key: String,
@@ -104,7 +104,7 @@ pub enum SpecError {
         got: String,
     },
     /// A value that other programs may know what to do with.
-    #[error("{key}: not supported: expected {expected}, got {got}")]
+    #[error("key \"{key}\": not supported: expected {expected}, got {got}")]
     Unsupported {
         /// The metadata key.
         key: String,

@@ -163,18 +163,18 @@ fn read_n_vocab(keys: &Keys<'_, '_>, d_model: usize) -> Result<usize, SpecError>
         _ => return Err(wrong(format!("{:?}", &tensor.shape[..]))),
     };
     let rows = format!("{n_vocab}, the rows of {NAME}");
-    if let Some(n) = keys.gguf.metadata.u64(&keys.name("vocab_size"))?
-        && n != n_vocab as u64
-    {
-        return Err(keys.invalid("vocab_size", rows, n));
+    match keys.gguf.metadata.array("tokenizer.ggml.tokens")? {
+        Some(tokens) if tokens.len() as u64 != n_vocab as u64 => {
+            let got = format!("{} tokens", tokens.len());
+            Err(SpecError::Invalid { key: "tokenizer.ggml.tokens".into(), expected: rows, got })
+        }
+        Some(_) => Ok(n_vocab),
+        // Only a file without a vocabulary of its own needs the number; in others it is sometimes out of date.
+        None => match keys.gguf.metadata.u64(&keys.name("vocab_size"))? {
+            Some(n) if n != n_vocab as u64 => Err(keys.invalid("vocab_size", rows, n)),
+            _ => Ok(n_vocab),
+        },
     }
-    if let Some(tokens) = keys.gguf.metadata.array("tokenizer.ggml.tokens")?
-        && tokens.len() as u64 != n_vocab as u64
-    {
-        let got = format!("{} tokens", tokens.len());
-        return Err(SpecError::Invalid { key: "tokenizer.ggml.tokens".into(), expected: rows, got });
-    }
-    Ok(n_vocab)
 }
 
 /// Metadata keys that begin with the architecture's name.
