@@ -153,6 +153,29 @@ fn progress_grows_to_the_total_and_names_every_tensor() {
     }
 }
 
+/// After loading, a truncated file means SIGBUS; while loading, the kernel can still say so.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_is_cut_while_it_loads_is_an_error() {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(5), Some(14)) {
+        eprintln!("skipped: Linux {release} does not know MADV_POPULATE_READ");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, GgufBuilder::new().tensor("t", TensorType::I8.id(), &[1 << 16], vec![0; 1 << 16]).build())
+        .unwrap();
+    let file = ModelFile::open(&path).unwrap();
+    let gguf = file.gguf().unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+    let error = load(&file, &gguf, &[spec("t", &[1 << 16], &[TensorType::I8])], &mut |_| {}).unwrap_err();
+    assert!(matches!(error, LoadError::Read { .. }), "{error}");
+    let message = error.to_string();
+    assert!(message.contains(r#"tensor "t": reading 65536 bytes at offset 96 failed: "#), "{message}");
+}
+
 #[test]
 fn a_model_without_tensors_loads_without_an_event() {
     let file = ModelFile::from_static(GgufBuilder::new().build().leak(), "empty");
