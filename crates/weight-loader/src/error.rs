@@ -54,7 +54,10 @@ pub enum LoadError {
         source: ParseError,
     },
     /// The disk failed while tensors were read.
-    #[error("model {path:?}: tensor {tensor:?}: reading {n_bytes} bytes at offset {offset} failed: {source}")]
+    #[error(
+        "model {path:?}: tensor {tensor:?}: reading {n_bytes} bytes at offset {offset} failed \
+         (was the file cut, or its disk lost?): {source}"
+    )]
     Read {
         /// The path as it was given.
         path: String,

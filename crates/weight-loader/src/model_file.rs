@@ -16,7 +16,8 @@ use crate::mapping::Mapping;
 ///
 /// # Limits
 /// The file must not change while it is mapped. One that is overwritten gives wrong text; one that is truncated ends
-/// the process with SIGBUS when a missing page is touched, because nothing in the mapping can be made to survive that.
+/// the process with SIGBUS when a missing page is touched, because nothing in the mapping can be made to survive that
+/// (while [`load`](crate::load) runs, Linux from 5.14 on still reports it as an error).
 /// Replace a model by renaming a new file over it, which leaves the mapped one whole.
 #[derive(Debug, Clone)]
 pub struct ModelFile {
