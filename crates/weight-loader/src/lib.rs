@@ -14,7 +14,7 @@
 //!
 //! ```
 //! use gguf_parser::{TensorType, writer::GgufWriter};
-//! use weight_loader::{ModelFile, TensorSpec, load};
+//! use weight_loader::{ModelFile, TensorSpec, faults, load};
 //!
 //! # let dir = tempfile::tempdir()?;
 //! # let path = dir.path().join("model.gguf");
@@ -39,12 +39,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod checksum;
 mod error;
 mod load;
 mod mapping;
 mod model_file;
 mod weights;
 
+pub use checksum::checksum;
 pub use error::{LoadError, TensorFault};
 pub use load::{Progress, TensorSpec, load};
 pub use model_file::ModelFile;

@@ -60,8 +60,8 @@ pub fn load(
     Ok(Weights::new(file.mapping(), gguf))
 }
 
-/// Everything in which the file's tensors differ from `specs`.
-fn faults(gguf: &Gguf<'_>, specs: &[TensorSpec]) -> Vec<TensorFault> {
+/// Everything in which the file's tensors differ from `specs`: what [`load`] refuses, without loading.
+pub fn faults(gguf: &Gguf<'_>, specs: &[TensorSpec]) -> Vec<TensorFault> {
     let mut faults = Vec::new();
     for spec in specs {
         match gguf.tensor(&spec.name) {

@@ -1,0 +1,509 @@
+//! The command line: every flag and subcommand, each with the sentence that `--help` prints.
+//!
+//! This file is a table: it only says what can be written. A flag's value is checked here as far as it stands alone
+//! (ranges, names); what depends on other flags, on the model or on the machine is checked where it is used.
+//! Every flag of `serve` has an environment variable, `WORKER_ORCD_` and the flag's name: the flag wins over the
+//! variable, the variable over the default.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The most sequences one step may hold: scratch memory and the batch grow with it.
+const MAX_SEQS: u64 = 256;
+/// More threads than this never help one process.
+const MAX_THREADS: u64 = 1024;
+/// The longest context that may be asked for, in tokens; far above every known model's.
+const MAX_CTX: u64 = 1 << 24;
+/// The largest KV pool that may be asked for, in MiB (16 TiB).
+const MAX_KV_MB: u64 = 1 << 24;
+/// The longest queue that may be asked for: each waiting request holds its prompt.
+const MAX_QUEUE: u64 = 1 << 16;
+/// The longest time limit that may be asked for, in seconds: one day.
+const MAX_TIMEOUT_SEC: u64 = 86_400;
+/// The most tokens `generate` may be asked for; the context caps it anyway.
+const MAX_TOKENS: u64 = MAX_CTX;
+
+/// An inference worker: a GGUF file in, a stream of tokens out.
+///
+/// Without a subcommand it serves: it loads a model and answers over HTTP. Without --model it uses the small haiku model
+/// that is built in.
+#[derive(Debug, Parser)]
+#[command(name = "worker-orcd", version, args_conflicts_with_subcommands = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Load a model and serve it over HTTP until told to stop (the default).
+    Serve(Box<ServeArgs>),
+    /// Write one answer to standard output, as it is made.
+    Generate(Box<GenerateArgs>),
+    /// Show what is in a GGUF file, and whether this worker can serve it.
+    Inspect(InspectArgs),
+    /// Read text from standard input and write its token ids as one JSON array.
+    Tokenize(TokenizeArgs),
+    /// Read one JSON array of token ids from standard input and write their text.
+    Detokenize(DetokenizeArgs),
+    /// Measure prompt and decode speed.
+    Bench(Box<BenchArgs>),
+}
+
+/// `serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// Where the worker listens, and whom it tells.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Worker")]
+pub(crate) struct WorkerArgs {
+    /// Name of this worker in logs, /health and the ready callback [default: a fresh UUID].
+    #[arg(long, value_name = "ID", env = "WORKER_ORCD_WORKER_ID", hide_env_values = true)]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) worker_id: Option<String>,
+
+    /// Address to listen on; 0.0.0.0 listens on every interface.
+    #[arg(long, value_name = "IP", env = "WORKER_ORCD_HOST", hide_env_values = true, default_value = "127.0.0.1")]
+    #[arg(value_parser = parse_host)]
+    pub(crate) host: IpAddr,
+
+    /// Port to listen on; 0 picks a free one, which is printed and called back.
+    #[arg(long, short, value_name = "N", env = "WORKER_ORCD_PORT", hide_env_values = true, default_value_t = 8080)]
+    pub(crate) port: u16,
+
+    /// URL to POST to once the worker is ready, used exactly as given, past any proxy [default: none, standalone].
+    #[arg(long, value_name = "URL", env = "WORKER_ORCD_CALLBACK_URL", hide_env_values = true)]
+    #[arg(value_parser = parse_callback_url)]
+    pub(crate) callback_url: Option<reqwest::Url>,
+
+    /// Name that the model goes by in answers and /health [default: the file's name].
+    #[arg(long, value_name = "NAME", env = "WORKER_ORCD_ALIAS", hide_env_values = true)]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) alias: Option<String>,
+
+    /// Requests that may wait for their turn; one more is answered 429.
+    #[arg(long, value_name = "N", env = "WORKER_ORCD_QUEUE_LIMIT", hide_env_values = true, default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=MAX_QUEUE as i64))]
+    pub(crate) queue_limit: u32,
+
+    /// Seconds that a job may take, its time in the queue included [default: no limit].
+    #[arg(long, value_name = "N", env = "WORKER_ORCD_INFERENCE_TIMEOUT_SEC", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_SEC))]
+    pub(crate) inference_timeout_sec: Option<u64>,
+
+    /// Seconds that live jobs may take to finish after a signal or POST /shutdown.
+    #[arg(long, value_name = "N", env = "WORKER_ORCD_DRAIN_TIMEOUT_SEC", hide_env_values = true, default_value_t = 30)]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=MAX_TIMEOUT_SEC))]
+    pub(crate) drain_timeout_sec: u64,
+}
+
+/// Which model.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// The .gguf file to load [default: the built-in haiku model].
+    #[arg(long, short, value_name = "FILE", env = "WORKER_ORCD_MODEL", hide_env_values = true)]
+    pub(crate) model: Option<PathBuf>,
+}
+
+/// Where it runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub(crate) struct DeviceArgs {
+    /// Where to run the model; auto takes a GPU where this build and this machine have one, else the CPU.
+    #[arg(long, value_enum, env = "WORKER_ORCD_DEVICE", hide_env_values = true, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+
+    /// Which GPU to use, counted from 0; implies --device cuda.
+    #[arg(long, value_name = "N", env = "WORKER_ORCD_GPU_DEVICE", hide_env_values = true)]
+    pub(crate) gpu_device: Option<u32>,
+
+    /// Threads that compute on the CPU [default: the cores this process may use].
+    #[arg(long, short, value_name = "N", env = "WORKER_ORCD_THREADS", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_THREADS as i64))]
+    pub(crate) threads: Option<u32>,
+}
+
+/// How much it may hold.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Context and memory")]
+pub(crate) struct LimitArgs {
+    /// Requests that may generate at the same time.
+    #[arg(long, value_name = "N", env = "WORKER_ORCD_MAX_SEQS", hide_env_values = true, default_value_t = 8)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_SEQS as i64))]
+    pub(crate) max_seqs: u32,
+
+    /// The longest prompt and answer together, in tokens [default: what the model was trained for, if it fits].
+    #[arg(long, short, value_name = "TOKENS", env = "WORKER_ORCD_CTX_SIZE", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_CTX as i64))]
+    pub(crate) ctx_size: Option<u32>,
+
+    /// Memory for the keys and values of all requests together, in MiB [default: --max-seqs whole contexts, at most 1024].
+    #[arg(long, value_name = "MIB", env = "WORKER_ORCD_KV_CACHE_MB", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=MAX_KV_MB))]
+    pub(crate) kv_cache_mb: Option<u64>,
+
+    /// How keys and values are stored; f32 takes twice the memory and rounds less.
+    #[arg(long, value_enum, value_name = "TYPE", env = "WORKER_ORCD_KV_TYPE", hide_env_values = true, default_value_t = KvTypeChoice::F16)]
+    pub(crate) kv_type: KvTypeChoice,
+
+    /// Do not reuse the keys and values of an earlier request that began with the same tokens.
+    #[arg(long, env = "WORKER_ORCD_NO_PREFIX_REUSE", hide_env_values = true, value_parser = BoolishValueParser::new())]
+    pub(crate) no_prefix_reuse: bool,
+}
+
+/// What it says while it works. Logs go to standard error.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logging")]
+pub(crate) struct LogArgs {
+    /// How log lines look: text for people, json for programs.
+    #[arg(long, value_enum, value_name = "FORMAT", env = "WORKER_ORCD_LOG_FORMAT", hide_env_values = true, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, trace, or a filter as in RUST_LOG [default: RUST_LOG, else info for
+    /// serve and warn for the other commands].
+    #[arg(long, value_name = "FILTER", env = "WORKER_ORCD_LOG_LEVEL", hide_env_values = true)]
+    pub(crate) log_level: Option<String>,
+}
+
+/// `generate`.
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The prompt; - reads it from standard input, whole.
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompt_operand: Option<String>,
+
+    /// The prompt, as an option; - reads it from standard input, whole.
+    #[arg(long, value_name = "PROMPT", conflicts_with = "prompt_operand", allow_hyphen_values = true)]
+    pub(crate) prompt: Option<String>,
+
+    /// Write one JSON object at the end instead of the text: text, ids, stop_reason, seed and figures.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// How the answer is chosen, with the limits and defaults of `POST /execute`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Answer")]
+pub(crate) struct SamplingArgs {
+    /// The most tokens to generate; the context caps it.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 2048)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_TOKENS as i64))]
+    pub(crate) max_tokens: u32,
+
+    /// 0 always takes the most likely token; higher is more varied (0 to 2).
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = parse_temperature, allow_negative_numbers = true)]
+    pub(crate) temperature: f32,
+
+    /// Keep the fewest tokens whose probabilities add up to this (0 to 1; 1 is off).
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_fraction, allow_negative_numbers = true)]
+    pub(crate) top_p: f32,
+
+    /// Keep this many of the most likely tokens (0 is off).
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: u32,
+
+    /// Drop tokens less likely than this times the most likely one (0 to 1; 0 is off).
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = parse_fraction, allow_negative_numbers = true)]
+    pub(crate) min_p: f32,
+
+    /// Make tokens that were already generated less likely (above 0 to 2; 1 is off).
+    #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = parse_penalty, allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: f32,
+
+    /// Same model, prompt and seed, same answer [default: a random one, which is reported].
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+
+    /// End the answer before this text; may be given up to 4 times.
+    #[arg(long, value_name = "TEXT", value_parser = parse_stop, allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+}
+
+/// The context of one sequence alone.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Context and memory")]
+pub(crate) struct ContextArgs {
+    /// The longest prompt and answer together, in tokens [default: what the model was trained for, if it fits].
+    #[arg(long, short, value_name = "TOKENS", env = "WORKER_ORCD_CTX_SIZE", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_CTX as i64))]
+    pub(crate) ctx_size: Option<u32>,
+
+    /// How keys and values are stored; f32 takes twice the memory and rounds less.
+    #[arg(long, value_enum, value_name = "TYPE", env = "WORKER_ORCD_KV_TYPE", hide_env_values = true, default_value_t = KvTypeChoice::F16)]
+    pub(crate) kv_type: KvTypeChoice,
+}
+
+/// `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The file to look into.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Write JSON instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `tokenize`.
+#[derive(Debug, Args)]
+pub(crate) struct TokenizeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Read special tokens such as <|im_start|> as plain text.
+    #[arg(long)]
+    pub(crate) no_parse_special: bool,
+
+    /// Add the special tokens that the model wants around a text, such as BOS.
+    #[arg(long)]
+    pub(crate) add_special: bool,
+}
+
+/// `detokenize`.
+#[derive(Debug, Args)]
+pub(crate) struct DetokenizeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Prompt lengths to measure, in tokens, separated by commas (0: none).
+    #[arg(long, short = 'p', value_name = "N,...", value_delimiter = ',', default_value = "512")]
+    pub(crate) n_prompt: Vec<u32>,
+
+    /// Numbers of tokens to decode, separated by commas (0: none).
+    #[arg(long, short = 'n', value_name = "N,...", value_delimiter = ',', default_value = "128")]
+    pub(crate) n_gen: Vec<u32>,
+
+    /// Tokens already in the context before each measurement, separated by commas.
+    #[arg(long, short = 'd', value_name = "N,...", value_delimiter = ',', default_value = "0")]
+    pub(crate) depth: Vec<u32>,
+
+    /// Sequences that run together, separated by commas.
+    #[arg(long, short = 'b', value_name = "N,...", value_delimiter = ',', default_value = "1")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_SEQS as i64))]
+    pub(crate) batch: Vec<u32>,
+
+    /// How often each measurement is repeated; the median, least and most are shown.
+    #[arg(long, short = 'r', value_name = "N", default_value_t = 5)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repetitions: u32,
+
+    /// Prompt tokens are drawn at random from this seed.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Write one JSON object instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+
+    /// How keys and values are stored.
+    #[arg(long, value_enum, value_name = "TYPE", env = "WORKER_ORCD_KV_TYPE", hide_env_values = true, default_value_t = KvTypeChoice::F16)]
+    pub(crate) kv_type: KvTypeChoice,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// `--device`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// `--kv-type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvTypeChoice {
+    F16,
+    F32,
+}
+
+impl From<KvTypeChoice> for transformer::KvType {
+    fn from(choice: KvTypeChoice) -> Self {
+        match choice {
+            KvTypeChoice::F16 => Self::F16,
+            KvTypeChoice::F32 => Self::F32,
+        }
+    }
+}
+
+/// `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// The most stop texts a request may have, as in `POST /execute`.
+pub(crate) const MAX_STOPS: usize = 4;
+/// The longest stop text in bytes, as in `POST /execute`.
+const MAX_STOP_BYTES: usize = 100;
+
+fn parse_host(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        "" => Err("needs an IP address".to_owned()),
+        _ => {
+            text.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| {
+                "not an IP address (use 127.0.0.1 for this machine, 0.0.0.0 for every interface)".to_owned()
+            })
+        }
+    }
+}
+
+fn parse_callback_url(text: &str) -> Result<reqwest::Url, String> {
+    let url = reqwest::Url::parse(text).map_err(|e| format!("not a full URL: {e}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("scheme is `{}`, needs http or https", url.scheme()));
+    }
+    Ok(url)
+}
+
+fn parse_in(text: &str, rule: &str, fits: impl Fn(f32) -> bool) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| format!("not a number; needs {rule}"))?;
+    if fits(value) { Ok(value) } else { Err(format!("needs {rule}")) }
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    parse_in(text, "0 to 2", |v| (0.0..=2.0).contains(&v))
+}
+
+fn parse_fraction(text: &str) -> Result<f32, String> {
+    parse_in(text, "0 to 1", |v| (0.0..=1.0).contains(&v))
+}
+
+fn parse_penalty(text: &str) -> Result<f32, String> {
+    parse_in(text, "more than 0, at most 2", |v| v > 0.0 && v <= 2.0)
+}
+
+fn parse_stop(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > MAX_STOP_BYTES {
+        return Err(format!("has {} bytes, needs 1 to {MAX_STOP_BYTES}", text.len()));
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, String> {
+        Cli::try_parse_from(std::iter::once("worker-orcd").chain(args.iter().copied())).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_table_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_and_subcommand_has_a_help_sentence() {
+        fn check(command: &clap::Command) {
+            for arg in command.get_arguments() {
+                let help = arg.get_help().map(|h| h.to_string()).unwrap_or_default();
+                assert!(!help.is_empty(), "{} {}", command.get_name(), arg.get_id());
+            }
+            for sub in command.get_subcommands() {
+                assert!(sub.get_about().is_some(), "{}", sub.get_name());
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn every_flag_of_serve_has_a_variable_of_its_own_name() {
+        let command = Cli::command();
+        for arg in command.get_arguments().filter(|a| !matches!(a.get_id().as_str(), "help" | "version")) {
+            let flag = arg.get_long().expect("a long flag");
+            let variable = format!("WORKER_ORCD_{}", flag.replace('-', "_").to_uppercase());
+            assert_eq!(arg.get_env().and_then(|v| v.to_str()), Some(variable.as_str()), "--{flag}");
+        }
+    }
+
+    #[test]
+    fn serves_by_default() {
+        let cli = parse(&["--model", "a.gguf", "--port", "9"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!((cli.serve.worker.port, cli.serve.limits.max_seqs), (9, 8));
+        let Some(Command::Serve(args)) = parse(&["serve", "--port", "9"]).unwrap().command else { panic!("serve") };
+        assert_eq!(args.worker.port, 9);
+    }
+
+    #[test]
+    fn refuses_values_outside_their_range() {
+        for args in [
+            &["--port", "65536"][..],
+            &["--port", "-1"],
+            &["--max-seqs", "0"],
+            &["--threads", "0"],
+            &["--ctx-size", "0"],
+            &["--worker-id", ""],
+            &["--device", "tpu"],
+            &["--host", "example.org"],
+            &["--callback-url", "localhost:9999/callback"],
+            &["--callback-url", "ftp://localhost/callback"],
+            &["--callback-url", "callback"],
+            &["generate", "x", "--temperature", "2.5"],
+            &["generate", "x", "--temperature", "-1"],
+            &["generate", "x", "--temperature", "nan"],
+            &["generate", "x", "--top-p", "1.5"],
+            &["generate", "x", "--repetition-penalty", "0"],
+            &["generate", "x", "--stop", ""],
+            &["generate", "x", "--prompt", "y"],
+            &["--no-such-flag"],
+            &["no-such-command"],
+        ] {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_may_be_localhost_or_a_bracketed_address() {
+        assert_eq!(parse_host("localhost").unwrap().to_string(), "127.0.0.1");
+        assert_eq!(parse_host("[::1]").unwrap().to_string(), "::1");
+        assert_eq!(parse_host("0.0.0.0").unwrap().to_string(), "0.0.0.0");
+    }
+}

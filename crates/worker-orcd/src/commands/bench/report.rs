@@ -1,0 +1,149 @@
+//! The figures, as a table for people (a line as soon as it is known) or as one JSON object.
+
+use serde_json::json;
+use transformer::{Executor as _, ExecutorInfo, MemoryUse};
+
+use super::bandwidth::Ceiling;
+use super::measure::{Case, Spread, Work};
+use crate::start::Loaded;
+use crate::{memory, output};
+
+/// Collects rows, or prints them.
+pub(crate) struct Report {
+    model: String,
+    architecture: &'static str,
+    quant_kind: &'static str,
+    n_params: u64,
+    info: ExecutorInfo,
+    held: MemoryUse,
+    seconds_to_ready: f64,
+    ceiling: Ceiling,
+    is_json: bool,
+    rows: Vec<serde_json::Value>,
+}
+
+impl Report {
+    pub(crate) fn new(model: &str, loaded: &Loaded, seconds_to_ready: f64, ceiling: Ceiling, is_json: bool) -> Self {
+        Self {
+            model: model.to_owned(),
+            architecture: loaded.spec.architecture,
+            quant_kind: loaded.quant_kind,
+            n_params: loaded.spec.n_params(),
+            info: loaded.executor.info().clone(),
+            held: loaded.executor.memory(),
+            seconds_to_ready,
+            ceiling,
+            is_json,
+            rows: Vec::new(),
+        }
+    }
+
+    /// What is measured, and on what.
+    pub(crate) fn head(&self) -> anyhow::Result<()> {
+        if self.is_json {
+            return Ok(());
+        }
+        let Ceiling { rate, n_bytes } = self.ceiling;
+        output::write(&format!(
+            "model    {}: {} {}, {:.1} million parameters, {} of weights\n\
+             device   {}\n\
+             ready    {:.3} s after the start, warm\n\
+             ceiling  {:.1} GB/s ({:.1} to {:.1}): plain reading of the {} that decoding a token reads\n\n\
+             {:<14}{:>7}{:>7}{:>12}{:>12}{:>12}{:>11}{:>9}{:>12}\n",
+            self.model,
+            self.architecture,
+            self.quant_kind,
+            self.n_params as f64 / 1e6,
+            memory::shown(self.held.weight_bytes),
+            self.info.device,
+            self.seconds_to_ready,
+            rate.median / 1e9,
+            rate.least / 1e9,
+            rate.most / 1e9,
+            memory::shown(n_bytes),
+            "test",
+            "depth",
+            "batch",
+            "tokens/s",
+            "least",
+            "most",
+            "ms/step",
+            "GB/s",
+            "of ceiling",
+        ))
+    }
+
+    /// One measurement.
+    pub(crate) fn row(&mut self, case: &Case, rates: &Spread) -> anyhow::Result<()> {
+        let (name, n) = match case.work {
+            Work::Prompt(n) => ("prompt", n),
+            Work::Decode(n) => ("decode", n),
+        };
+        // Every step of decoding reads all weights once, whatever the number of sequences.
+        let steps_per_second = matches!(case.work, Work::Decode(_)).then_some(rates.median / case.n_seqs as f64);
+        let read = steps_per_second.map(|steps| steps * self.ceiling.n_bytes as f64);
+        let share = read.map(|read| read / self.ceiling.rate.median);
+        if self.is_json {
+            self.rows.push(json!({
+                "test": name,
+                "n_tokens": n,
+                "depth": case.depth,
+                "batch": case.n_seqs,
+                "tokens_per_sec": {"median": rates.median, "min": rates.least, "max": rates.most},
+                "ms_per_step": steps_per_second.map(|steps| 1e3 / steps),
+                "weight_bytes_per_sec": read,
+                "share_of_ceiling": share,
+            }));
+            return Ok(());
+        }
+        let mut line = format!(
+            "{:<14}{:>7}{:>7}{:>12.1}{:>12.1}{:>12.1}",
+            format!("{name} {n}"),
+            case.depth,
+            case.n_seqs,
+            rates.median,
+            rates.least,
+            rates.most
+        );
+        if let (Some(steps), Some(read), Some(share)) = (steps_per_second, read, share) {
+            line += &format!("{:>11.2}{:>9.1}{:>10.0} %", 1e3 / steps, read / 1e9, share * 100.0);
+        }
+        output::write(&(line + "\n"))
+    }
+
+    /// What the process holds after all that.
+    pub(crate) fn end(self, resident_bytes: Option<u64>) -> anyhow::Result<()> {
+        if !self.is_json {
+            let resident = resident_bytes.map_or("unknown".to_owned(), memory::shown);
+            return output::write(&format!(
+                "\nresident {resident}: {} of weights, {} of keys and values, {} of scratch memory, and the rest\n",
+                memory::shown(self.held.weight_bytes),
+                memory::shown(self.held.kv_bytes),
+                memory::shown(self.held.scratch_bytes),
+            ));
+        }
+        let Ceiling { rate, n_bytes } = self.ceiling;
+        let report = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "optimised": !cfg!(debug_assertions),
+            "model": self.model,
+            "architecture": self.architecture,
+            "quant_kind": self.quant_kind,
+            "n_params": self.n_params,
+            "device": self.info.device,
+            "seconds_to_ready": self.seconds_to_ready,
+            "ceiling": {
+                "bytes": n_bytes,
+                "bytes_per_sec": {"median": rate.median, "min": rate.least, "max": rate.most},
+            },
+            "results": self.rows,
+            "memory": {
+                "resident_bytes": resident_bytes,
+                "weight_bytes": self.held.weight_bytes,
+                "kv_bytes": self.held.kv_bytes,
+                "scratch_bytes": self.held.scratch_bytes,
+            },
+        });
+        output::write(&(serde_json::to_string_pretty(&report)? + "\n"))
+    }
+}

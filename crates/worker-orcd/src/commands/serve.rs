@@ -1,0 +1,219 @@
+//! `serve`: the start-up order, and the way down.
+//!
+//! Bind the port, answer `/health`, open and check the model, load and warm it up, become ready, call back; then serve
+//! until a signal or `POST /shutdown`, let live jobs finish, and leave.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use engine::{Engine, EngineConfig, EngineHandle};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use transformer::{Executor as _, MemoryUse};
+use worker_http::{AppState, ModelFacts, Served, ServerLimits, Settings};
+
+use crate::callback::{self, CallbackError, Ready};
+use crate::cli::ServeArgs;
+use crate::kv_plan::Pool;
+use crate::logging::{self, Quiet};
+use crate::progress::Loading;
+use crate::start::{self, Loaded};
+use crate::{device, memory, output, signals, source};
+
+/// Threads that answer HTTP. Computing is done elsewhere; these only wait.
+const HTTP_THREADS: usize = 2;
+
+/// Runs the command until it is told to stop.
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    logging::init(&args.log, Quiet::No)?;
+    let threads = device::cpu_threads(&args.device)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .thread_name("http")
+        .enable_all()
+        .build()
+        .context("cannot start the HTTP threads")?;
+    let outcome = runtime.block_on(serve(args, threads));
+    // Connections that outlived the drain end with the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// After the drain limit: the time in which the error that cuts a job off may still reach its client.
+const CUT_OFF_GRACE: Duration = Duration::from_secs(2);
+
+async fn serve(args: &ServeArgs, threads: usize) -> anyhow::Result<ExitCode> {
+    let stop = signals::watch().context("cannot watch for signals")?;
+    let (listener, bound) = bind(args).await?;
+    // Whoever started the worker may read this line, whatever is logged; that nobody does is no reason to stop.
+    let _ = output::write(&format!("listening on http://{bound}\n"));
+    let worker_id = args.worker.worker_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let model = args.worker.alias.clone().unwrap_or_else(|| source::name(&args.model));
+    tracing::info!("worker {worker_id} listens on http://{bound}");
+    let state = AppState::new(Settings {
+        worker_id: worker_id.clone(),
+        model: model.clone(),
+        inference_timeout: args.worker.inference_timeout_sec.map(Duration::from_secs),
+        keep_alive: worker_http::KEEP_ALIVE,
+    });
+    let end_of_service = CancellationToken::new();
+    let server = tokio::spawn(worker_http::serve(
+        listener,
+        state.clone(),
+        ServerLimits::default(),
+        end_of_service.clone().cancelled_owned(),
+    ));
+
+    let loading = load(args, threads, state.clone());
+    let loaded = tokio::select! {
+        biased;
+        // Nothing is live yet, so there is nothing to finish.
+        () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
+        () = state.shutdown_requested() => return Ok(ExitCode::SUCCESS),
+        loaded = loading => loaded.context("the loading thread ended without a result")??,
+    };
+    let engine = become_ready(args, loaded, &model, &state);
+    let outcome = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        () = state.shutdown_requested() => Ok(()),
+        Err(e) = call_back(args, &worker_id, bound, engine.snapshot().memory) => Err(e),
+    };
+    let limit = if outcome.is_ok() { Duration::from_secs(args.worker.drain_timeout_sec) } else { Duration::ZERO };
+    leave(&state, engine, limit).await;
+    end_of_service.cancel();
+    // A handler that panicked has been logged; there is nothing left to do about it.
+    let _ = server.await;
+    outcome.map(|()| ExitCode::SUCCESS).map_err(Into::into)
+}
+
+async fn bind(args: &ServeArgs) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let wanted = SocketAddr::new(args.worker.host, args.worker.port);
+    let bound = async {
+        let listener = TcpListener::bind(wanted).await?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    bound.await.map_err(|e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "cannot listen on {wanted}: the port is in use; choose another with --port, or 0 for a free one"
+        ),
+        _ => anyhow::anyhow!("cannot listen on {wanted}: {e}"),
+    })
+}
+
+/// Loads on a thread of its own, so that `/health` answers meanwhile.
+fn load(args: &ServeArgs, threads: usize, state: AppState) -> oneshot::Receiver<anyhow::Result<Loaded>> {
+    let (done, result) = oneshot::channel();
+    let model = args.model.clone();
+    let log_format = args.log.log_format;
+    let options = start::Options {
+        threads,
+        max_seqs: args.limits.max_seqs as usize,
+        max_batch_tokens: start::MAX_BATCH_TOKENS,
+        ctx_size: args.limits.ctx_size.map(|n| n as usize),
+        pool: args.limits.kv_cache_mb.map_or(Pool::Default, |mb| Pool::Bytes(mb << 20)),
+        kv_type: args.limits.kv_type.into(),
+    };
+    std::thread::spawn(move || {
+        let loaded = source::open(&model).and_then(|file| {
+            let mut loading = Loading::start(log_format);
+            start::load(&file, &options, &mut |done, total| {
+                state.set_progress(done as f32 / total.max(1) as f32);
+                loading.set(done, total);
+            })
+        });
+        // The receiver is gone when a signal came first.
+        let _ = done.send(loaded);
+    });
+    result
+}
+
+/// Starts the engine and takes work.
+fn become_ready(args: &ServeArgs, loaded: Loaded, model: &str, state: &AppState) -> EngineHandle {
+    let info = loaded.executor.info().clone();
+    let facts = ModelFacts {
+        architecture: loaded.spec.architecture.to_owned(),
+        quant_kind: loaded.quant_kind.to_owned(),
+        device: info.device.clone(),
+        // The pages were brought in, and the CPU computes from them where they are.
+        resident: true,
+        tokenizer_kind: loaded.tokenizer.kind().to_owned(),
+        vocab_size: loaded.tokenizer.n_vocab(),
+        context_length: info.n_ctx,
+    };
+    let config = EngineConfig {
+        max_seqs: args.limits.max_seqs as usize,
+        queue_limit: args.worker.queue_limit as usize,
+        max_batch_tokens: start::MAX_BATCH_TOKENS,
+        prefix_reuse: !args.limits.no_prefix_reuse,
+        ..EngineConfig::default()
+    };
+    let held = loaded.executor.memory();
+    let engine = Engine::start(Box::new(loaded.executor), config, std::time::Instant::now);
+    state.set_ready(Served { engine: engine.clone(), tokenizer: loaded.tokenizer, facts });
+    tracing::info!(
+        "ready in {:.2} s: {model} ({} {}, {} of weights) on {}, context {} tokens, {} requests at a time share {} of \
+         keys and values",
+        loaded.took.as_secs_f64(),
+        loaded.spec.architecture,
+        loaded.quant_kind,
+        memory::shown(held.weight_bytes),
+        info.device,
+        info.n_ctx,
+        info.max_seqs,
+        memory::shown(held.kv_bytes),
+    );
+    engine
+}
+
+/// Tells the orchestrator, where there is one; then never returns.
+async fn call_back(
+    args: &ServeArgs,
+    worker_id: &str,
+    bound: SocketAddr,
+    held: MemoryUse,
+) -> Result<std::convert::Infallible, CallbackError> {
+    match &args.worker.callback_url {
+        None => tracing::info!("no --callback-url: standalone"),
+        Some(url) if callback::names_this_worker(url, bound).await => {
+            tracing::warn!(
+                "--callback-url {} is this worker's own address: standalone, nobody is called",
+                callback::shown(url)
+            );
+        }
+        Some(url) => {
+            let ready = Ready {
+                worker_id: worker_id.to_owned(),
+                model_ref: source::model_ref(&args.model),
+                uri: callback::uri(bound, url).await,
+                memory_bytes: held.total_bytes(),
+                vram_bytes: held.vram_bytes,
+                memory_architecture: "system",
+                worker_type: "cpu",
+                capabilities: vec!["text-gen"],
+            };
+            callback::call(url, &ready, &callback::PATIENCE).await?;
+            tracing::info!("called back {}", callback::shown(url));
+        }
+    }
+    std::future::pending().await
+}
+
+/// Refuses new work, lets live jobs finish for `limit`, and frees the model's memory.
+async fn leave(state: &AppState, engine: EngineHandle, limit: Duration) {
+    tracing::info!("draining: live jobs have {} s to finish", limit.as_secs());
+    state.begin_drain();
+    engine.stop(std::time::Instant::now() + limit);
+    if !state.drain(limit + CUT_OFF_GRACE).await {
+        tracing::warn!("some clients have not read the end of their answer");
+    }
+    let freed = tokio::task::spawn_blocking(move || engine.join());
+    if tokio::time::timeout(CUT_OFF_GRACE, freed).await.is_err() {
+        tracing::warn!("the engine is still in a step; leaving without it");
+    }
+    tracing::info!("stopped");
+}

@@ -1,0 +1,172 @@
+//! How long a context may be and how much memory keys and values get, from what was asked for and what there is.
+
+use crate::memory;
+
+/// Contexts and pools are whole blocks.
+const BLOCK_TOKENS: u64 = transformer::BLOCK_TOKENS as u64;
+/// The KV pool takes no more than this unless asked to: enough for 8 contexts of 10,000 tokens of a model of half a
+/// billion parameters, and small beside what a machine that runs a model has.
+const DEFAULT_KV_BYTES: u64 = 1 << 30;
+
+/// How large the KV pool is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pool {
+    /// `--kv-cache-mb`, in bytes.
+    Bytes(u64),
+    /// Large enough for all sequences at their longest.
+    Whole,
+    /// What is sensible on this machine.
+    Default,
+}
+
+/// What was asked for, and what there is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wish {
+    /// Bytes of one token's keys and values in all layers.
+    pub(crate) bytes_per_token: u64,
+    /// The longest sequence that the model was made for.
+    pub(crate) model_ctx: usize,
+    /// Sequences at a time.
+    pub(crate) max_seqs: usize,
+    /// `--ctx-size`.
+    pub(crate) ctx_size: Option<usize>,
+    /// How large the pool is to be.
+    pub(crate) pool: Pool,
+    /// Bytes of weights.
+    pub(crate) weight_bytes: u64,
+    /// Bytes of memory that may still be taken; `None` where nobody knows.
+    pub(crate) available_bytes: Option<u64>,
+}
+
+/// What will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KvPlan {
+    /// The longest sequence, in tokens.
+    pub(crate) n_ctx: usize,
+    /// The KV pool, in bytes: whole blocks, and at least one sequence of `n_ctx` tokens.
+    pub(crate) kv_bytes: u64,
+}
+
+/// Settles context and pool.
+///
+/// What was asked for explicitly is given or refused, never silently changed; what was not is made to fit.
+///
+/// # Errors
+/// A context longer than the model's, a pool that does not hold one context, weights and pool that do not fit into
+/// memory.
+pub(crate) fn plan(wish: &Wish) -> anyhow::Result<KvPlan> {
+    if let Some(ctx) = wish.ctx_size.filter(|ctx| *ctx > wish.model_ctx) {
+        anyhow::bail!("--ctx-size {ctx}: the model was made for at most {} tokens", wish.model_ctx);
+    }
+    let block_bytes = BLOCK_TOKENS * wish.bytes_per_token;
+    let blocks = |tokens: usize| (tokens as u64).div_ceil(BLOCK_TOKENS);
+    let longest = wish.ctx_size.unwrap_or(wish.model_ctx);
+    // What every sequence together could ever use.
+    let most_blocks = blocks(longest).saturating_mul(wish.max_seqs as u64);
+    let n_blocks = match wish.pool {
+        Pool::Bytes(bytes) => (bytes / block_bytes).min(most_blocks),
+        Pool::Whole => most_blocks,
+        Pool::Default => {
+            let least_blocks = wish.ctx_size.map_or(1, blocks);
+            (default_bytes(wish) / block_bytes).min(most_blocks).max(least_blocks)
+        }
+    };
+    let pool_tokens = usize::try_from(n_blocks.saturating_mul(BLOCK_TOKENS)).unwrap_or(usize::MAX);
+    let kv_bytes = n_blocks.saturating_mul(block_bytes);
+    if let Pool::Bytes(asked) = wish.pool {
+        let needed_blocks = wish.ctx_size.map_or(1, blocks);
+        anyhow::ensure!(
+            n_blocks >= needed_blocks,
+            "--kv-cache-mb {} holds {pool_tokens} tokens, a context of {} needs {} MiB",
+            asked >> 20,
+            needed_blocks * BLOCK_TOKENS,
+            needed_blocks.saturating_mul(block_bytes).div_ceil(1 << 20),
+        );
+    }
+    check_memory(wish, kv_bytes)?;
+    Ok(KvPlan { n_ctx: longest.min(pool_tokens), kv_bytes })
+}
+
+/// The pool where no size was asked for: at most half of what the weights leave.
+fn default_bytes(wish: &Wish) -> u64 {
+    match wish.available_bytes {
+        Some(available) => DEFAULT_KV_BYTES.min(available.saturating_sub(wish.weight_bytes) / 2),
+        None => DEFAULT_KV_BYTES,
+    }
+}
+
+fn check_memory(wish: &Wish, kv_bytes: u64) -> anyhow::Result<()> {
+    let Some(available) = wish.available_bytes else { return Ok(()) };
+    let needed = wish.weight_bytes.saturating_add(kv_bytes);
+    anyhow::ensure!(
+        needed <= available,
+        "not enough memory: {} are needed ({} of weights, {} of keys and values), {} are available; \
+         a smaller --kv-cache-mb or --ctx-size needs less",
+        memory::shown(needed),
+        memory::shown(wish.weight_bytes),
+        memory::shown(kv_bytes),
+        memory::shown(available),
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Qwen2.5-0.5B in F16.
+    const QWEN: Wish = Wish {
+        bytes_per_token: 12_288,
+        model_ctx: 32_768,
+        max_seqs: 8,
+        ctx_size: None,
+        pool: Pool::Default,
+        weight_bytes: 1_260_000_000,
+        available_bytes: Some(24 << 30),
+    };
+
+    fn check(wish: Wish, expected: Result<(usize, u64), &str>) {
+        let got = plan(&wish).map(|p| (p.n_ctx, p.kv_bytes)).map_err(|e| e.to_string());
+        match (expected, got) {
+            (Ok(expected), Ok(got)) => assert_eq!(got, expected),
+            (Err(part), Err(got)) => assert!(got.contains(part), "{got}"),
+            (expected, got) => panic!("expected {expected:?}, got {got:?}"),
+        }
+    }
+
+    #[test]
+    fn a_gibibyte_by_default_shared_by_all() {
+        check(QWEN, Ok((32_768, (1 << 30) / 196_608 * 196_608)));
+    }
+
+    #[test]
+    fn no_more_than_all_sequences_could_use() {
+        check(Wish { model_ctx: 100, ..QWEN }, Ok((100, 8 * 7 * 196_608)));
+        check(Wish { ctx_size: Some(16), max_seqs: 2, ..QWEN }, Ok((16, 2 * 196_608)));
+        check(Wish { ctx_size: Some(16), pool: Pool::Bytes(1 << 40), ..QWEN }, Ok((16, 8 * 196_608)));
+    }
+
+    #[test]
+    fn the_default_context_is_what_the_pool_holds() {
+        check(Wish { pool: Pool::Bytes(10 << 20), ..QWEN }, Ok((53 * 16, 53 * 196_608)));
+        check(Wish { available_bytes: Some(1_260_000_000 + 20 * 196_608), ..QWEN }, Ok((160, 10 * 196_608)));
+    }
+
+    #[test]
+    fn an_explicit_context_gets_its_pool() {
+        check(Wish { bytes_per_token: 131_072, ctx_size: Some(32_768), ..QWEN }, Ok((32_768, 32_768 * 131_072)));
+    }
+
+    #[test]
+    fn says_what_does_not_fit() {
+        check(Wish { ctx_size: Some(32_769), ..QWEN }, Err("--ctx-size 32769: the model was made for at most 32768"));
+        check(
+            Wish { ctx_size: Some(2048), pool: Pool::Bytes(10 << 20), ..QWEN },
+            Err("--kv-cache-mb 10 holds 848 tokens, a context of 2048 needs 24 MiB"),
+        );
+        check(
+            Wish { available_bytes: Some(1 << 30), ..QWEN },
+            Err("not enough memory: 1.26 GB are needed (1.26 GB of weights, 196.6 kB of keys and values), 1.07 GB are"),
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! Logs, to standard error: lines for people, or JSON objects for programs.
+//!
+//! A log line written while a progress bar is on the screen goes above the bar, not through it.
+
+use std::io::{self, IsTerminal, Write};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{LogArgs, LogFormat};
+use crate::progress;
+
+/// What a command logs when nobody said: `serve` tells what it does, the others only what went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quiet {
+    /// `info` and worse.
+    No,
+    /// `warn` and worse, and how far loading has come.
+    Yes,
+}
+
+/// Starts logging for the whole process.
+///
+/// The filter is `--log-level`, else `RUST_LOG`, else `default`'s.
+///
+/// # Errors
+/// A filter that cannot be read, with the reason.
+pub(crate) fn init(args: &LogArgs, default: Quiet) -> anyhow::Result<()> {
+    let filter = filter(args.log_level.as_deref(), std::env::var("RUST_LOG").ok().as_deref(), default)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| AboveTheBar);
+    match args.log_format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+            builder.with_target(false).with_ansi(colours).init();
+        }
+    }
+    Ok(())
+}
+
+fn filter(flag: Option<&str>, rust_log: Option<&str>, default: Quiet) -> anyhow::Result<EnvFilter> {
+    let (source, text) = match (flag, rust_log) {
+        (Some(text), _) => ("--log-level", text),
+        (None, Some(text)) if !text.is_empty() => ("RUST_LOG", text),
+        _ if default == Quiet::Yes => ("default", concat!("warn,", env!("CARGO_CRATE_NAME"), "::progress=info")),
+        _ => ("default", "info"),
+    };
+    EnvFilter::try_new(text).map_err(|e| anyhow::anyhow!("{source}: cannot read the filter {text:?}: {e}"))
+}
+
+/// Standard error, with the progress bar out of the way for each write.
+struct AboveTheBar;
+
+impl Write for AboveTheBar {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        progress::aside(|| io::stderr().write_all(bytes)).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_wins_over_rust_log_and_that_over_the_default() {
+        let shown = |flag, env, quiet| filter(flag, env, quiet).unwrap().to_string();
+        assert_eq!(shown(Some("debug"), Some("error"), Quiet::No), "debug");
+        assert_eq!(shown(None, Some("error"), Quiet::No), "error");
+        assert_eq!(shown(None, Some(""), Quiet::No), "info");
+        assert!(shown(None, None, Quiet::Yes).contains("warn"));
+    }
+
+    #[test]
+    fn names_the_source_of_a_filter_it_cannot_read() {
+        let message = filter(Some("engine=loud"), None, Quiet::No).unwrap_err().to_string();
+        assert!(message.starts_with("--log-level: cannot read the filter \"engine=loud\""), "{message}");
+    }
+}

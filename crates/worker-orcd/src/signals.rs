@@ -1,0 +1,62 @@
+//! Ctrl-C and SIGTERM: the first asks to stop, the second stops.
+
+use std::io;
+
+use tokio_util::sync::CancellationToken;
+
+/// Exit status after a second signal: what a shell reports of a process that Ctrl-C ended.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// A token that the first signal cancels. The second ends the process at once.
+///
+/// # Errors
+/// When the handlers cannot be installed. Needs a tokio runtime.
+pub(crate) fn watch() -> io::Result<CancellationToken> {
+    let mut signals = Signals::new()?;
+    let asked = CancellationToken::new();
+    let stop = asked.clone();
+    tokio::spawn(async move {
+        signals.next().await;
+        asked.cancel();
+        signals.next().await;
+        std::process::exit(INTERRUPTED.into());
+    });
+    Ok(stop)
+}
+
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

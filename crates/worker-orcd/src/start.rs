@@ -1,0 +1,160 @@
+//! From an opened file to an executor that is warm: what `serve`, `generate` and `bench` do before they begin.
+//!
+//! Everything that can be refused is refused before weights are touched, so that a mistake costs milliseconds.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use gguf_parser::Gguf;
+use tokenizer::Tokenizer;
+use transformer::cpu::{CpuExecutor, CpuOptions};
+use transformer::{Batch, BlockId, Executor, KvType, ModelSpec, Role};
+use weight_loader::{ModelFile, Weights};
+
+use crate::kv_plan::{self, KvPlan, Pool};
+use crate::{memory, verdict};
+
+/// Rows that one step may have: prompts are read in chunks of this, so that other requests' tokens are not held up for
+/// longer than one such chunk takes.
+pub(crate) const MAX_BATCH_TOKENS: usize = 512;
+
+/// What the executor is made with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+    /// Sequences in one step.
+    pub(crate) max_seqs: usize,
+    /// Rows in one step.
+    pub(crate) max_batch_tokens: usize,
+    /// The longest sequence, where one was asked for.
+    pub(crate) ctx_size: Option<usize>,
+    /// The KV pool.
+    pub(crate) pool: Pool,
+    /// How keys and values are stored.
+    pub(crate) kv_type: KvType,
+}
+
+/// A model that can run.
+pub(crate) struct Loaded {
+    /// Warm.
+    pub(crate) executor: CpuExecutor,
+    /// What it is.
+    pub(crate) spec: ModelSpec,
+    /// Its vocabulary.
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Its weights: the mapping that the executor reads from.
+    pub(crate) weights: Weights,
+    /// The type that most bytes of its weights are stored in, such as `F16`.
+    pub(crate) quant_kind: &'static str,
+    /// Opening excluded.
+    pub(crate) took: Duration,
+}
+
+/// Loads the model in `file`, telling `progress` how many bytes of how many are there, and runs it once.
+///
+/// # Errors
+/// One that says what, where, what was needed and what was there.
+pub(crate) fn load(
+    file: &ModelFile,
+    options: &Options,
+    progress: &mut (dyn FnMut(u64, u64) + Send),
+) -> anyhow::Result<Loaded> {
+    let began = Instant::now();
+    let gguf = file.gguf()?;
+    let in_file = || format!("model {:?}", file.name());
+    let spec = ModelSpec::from_gguf(&gguf).with_context(in_file)?;
+    let plan = plan(&spec, &gguf, options)?;
+    let (vocabulary, weights) = std::thread::scope(|scope| {
+        // A large vocabulary takes tens of milliseconds to index: time in which the pages of the weights come in.
+        let vocabulary = scope.spawn(|| read_vocabulary(&gguf, &spec));
+        let weights = weight_loader::load(file, &gguf, &spec.tensors(), &mut |p| progress(p.done_bytes, p.total_bytes));
+        (vocabulary.join().expect("reading a vocabulary does not panic"), weights)
+    });
+    let weights = weights?;
+    let tokenizer = vocabulary.with_context(in_file)?;
+    let mut executor = CpuExecutor::new(
+        spec.clone(),
+        weights.clone(),
+        CpuOptions {
+            n_threads: options.threads,
+            n_ctx: Some(plan.n_ctx),
+            max_seqs: options.max_seqs,
+            max_batch_tokens: options.max_batch_tokens,
+            kv_bytes: Some(plan.kv_bytes),
+            kv_type: options.kv_type,
+            ..CpuOptions::default()
+        },
+    )
+    .with_context(in_file)?;
+    warm_up(&mut executor).with_context(in_file)?;
+    Ok(Loaded {
+        executor,
+        spec,
+        tokenizer: Arc::new(tokenizer),
+        weights,
+        quant_kind: quant_kind(&gguf),
+        took: began.elapsed(),
+    })
+}
+
+/// How much goes to keys and values, and whether all of it fits into memory.
+fn plan(spec: &ModelSpec, gguf: &Gguf<'_>, options: &Options) -> anyhow::Result<KvPlan> {
+    let weight_bytes = gguf.tensors.iter().map(|t| t.n_bytes).sum();
+    let plan = kv_plan::plan(&kv_plan::Wish {
+        bytes_per_token: spec.kv_bytes_per_token(options.kv_type.n_bytes()),
+        model_ctx: spec.n_ctx,
+        max_seqs: options.max_seqs,
+        ctx_size: options.ctx_size,
+        pool: options.pool,
+        weight_bytes,
+        available_bytes: memory::available_bytes(),
+    })?;
+    if plan.n_ctx < spec.n_ctx && options.ctx_size.is_none() {
+        tracing::info!(
+            "context: {} of the model's {} tokens, as many as {} of keys and values hold (--kv-cache-mb, --ctx-size)",
+            plan.n_ctx,
+            spec.n_ctx,
+            memory::shown(plan.kv_bytes),
+        );
+    }
+    Ok(plan)
+}
+
+fn read_vocabulary(gguf: &Gguf<'_>, spec: &ModelSpec) -> anyhow::Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_gguf(gguf).context("its vocabulary cannot be used")?;
+    anyhow::ensure!(tokenizer.n_vocab() == spec.n_vocab, "{}", verdict::mismatch(tokenizer.n_vocab(), spec.n_vocab));
+    Ok(tokenizer)
+}
+
+/// One prompt step and one decode step, so that the first request finds threads started and memory touched. The keys
+/// and values it leaves behind belong to no request.
+fn warm_up(executor: &mut CpuExecutor) -> anyhow::Result<()> {
+    let mut batch = Batch::default();
+    let n_prompt = 2.min(executor.info().n_ctx.saturating_sub(1));
+    if n_prompt > 0 {
+        batch.push(Role::Prompt, &vec![0; n_prompt], 0, &[BlockId(0)], false);
+        executor.forward(&batch)?;
+        batch.clear();
+    }
+    batch.push(Role::Generated, &[0], n_prompt as u32, &[BlockId(0)], true);
+    let logits = executor.forward(&batch)?;
+    anyhow::ensure!(
+        logits.iter().all(|x| x.is_finite()),
+        "the model's first answer is not a number: its weights are damaged"
+    );
+    Ok(())
+}
+
+/// The type that most bytes of the weights are stored in.
+fn quant_kind(gguf: &Gguf<'_>) -> &'static str {
+    let mut kinds: Vec<(&'static str, u64)> = Vec::new();
+    for tensor in &gguf.tensors {
+        match kinds.iter_mut().find(|(name, _)| *name == tensor.ty.name()) {
+            Some((_, n_bytes)) => *n_bytes += tensor.n_bytes,
+            None => kinds.push((tensor.ty.name(), tensor.n_bytes)),
+        }
+    }
+    kinds.into_iter().max_by_key(|(_, n_bytes)| *n_bytes).map_or("none", |(name, _)| name)
+}

@@ -1,0 +1,142 @@
+//! Can this worker serve a file, and if not, why: the same checks that loading makes, all of them, without loading.
+
+use std::fmt;
+
+use gguf_parser::Gguf;
+use serde_json::json;
+use tokenizer::Tokenizer;
+use transformer::{KvType, ModelSpec, SpecError};
+
+use crate::memory;
+
+/// A file of another make may differ in every tensor; people need no more than this to see it.
+const MAX_SHOWN_REASONS: usize = 20;
+
+/// The answer.
+pub(crate) struct Verdict {
+    /// The model, as far as its metadata can be read.
+    spec: Option<ModelSpec>,
+    /// Its vocabulary, if that can be used.
+    tokenizer: Option<Tokenizer>,
+    /// Why it cannot be served; empty when it can.
+    reasons: Vec<String>,
+}
+
+impl Verdict {
+    /// Looks at everything that start-up looks at.
+    pub(crate) fn of(gguf: &Gguf<'_>) -> Self {
+        let mut reasons = Vec::new();
+        let is_vocabulary = gguf.tensors.is_empty();
+        if is_vocabulary {
+            reasons.push("it holds no tensors: a vocabulary, not a model".to_owned());
+        }
+        let spec = match ModelSpec::from_gguf(gguf) {
+            Ok(spec) => {
+                reasons.extend(weight_loader::faults(gguf, &spec.tensors()).iter().map(ToString::to_string));
+                Some(spec)
+            }
+            // That a vocabulary has no tensors has been said.
+            Err(SpecError::Tensor { .. }) if is_vocabulary => None,
+            Err(e) => {
+                reasons.push(e.to_string());
+                None
+            }
+        };
+        let tokenizer = match Tokenizer::from_gguf(gguf) {
+            Ok(tokenizer) => Some(tokenizer),
+            Err(e) => {
+                reasons.push(format!("its vocabulary: {e}"));
+                None
+            }
+        };
+        if let (Some(spec), Some(tokenizer)) = (&spec, &tokenizer)
+            && spec.n_vocab != tokenizer.n_vocab()
+        {
+            reasons.push(mismatch(tokenizer.n_vocab(), spec.n_vocab));
+        }
+        Self { spec, tokenizer, reasons }
+    }
+
+    /// For programs.
+    pub(crate) fn as_json(&self) -> serde_json::Value {
+        let model = self.spec.as_ref().map(|spec| {
+            json!({
+                "architecture": spec.architecture,
+                "name": spec.name,
+                "n_params": spec.n_params(),
+                "n_layers": spec.n_layers,
+                "d_model": spec.d_model,
+                "d_ff": spec.d_ff,
+                "n_heads": spec.n_heads,
+                "n_kv_heads": spec.n_kv_heads,
+                "d_head": spec.d_head,
+                "n_vocab": spec.n_vocab,
+                "n_ctx": spec.n_ctx,
+                "kv_bytes_per_token": spec.kv_bytes_per_token(KvType::F16.n_bytes()),
+            })
+        });
+        let vocabulary = self
+            .tokenizer
+            .as_ref()
+            .map(|tokenizer| json!({"kind": tokenizer.kind(), "pre": tokenizer.pre(), "n_vocab": tokenizer.n_vocab()}));
+        json!({
+            "servable": self.reasons.is_empty(),
+            "reasons": self.reasons,
+            "model": model,
+            "vocabulary": vocabulary,
+        })
+    }
+}
+
+/// The sentence about a vocabulary and an output matrix that do not belong together.
+pub(crate) fn mismatch(n_vocab_tokenizer: usize, n_vocab_model: usize) -> String {
+    format!("the tokenizer has {n_vocab_tokenizer} tokens, token_embd.weight has {n_vocab_model} rows: needs as many")
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(spec) = &self.spec {
+            write_model(f, spec)?;
+        }
+        if let Some(tokenizer) = &self.tokenizer {
+            writeln!(f, "vocabulary: {} ({}), {} tokens", tokenizer.kind(), tokenizer.pre(), tokenizer.n_vocab())?;
+        }
+        self.write_verdict(f)
+    }
+}
+
+impl Verdict {
+    fn write_verdict(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.reasons.is_empty() {
+            return writeln!(f, "verdict: this worker can serve it");
+        }
+        writeln!(f, "verdict: this worker cannot serve it:")?;
+        for reason in self.reasons.iter().take(MAX_SHOWN_REASONS) {
+            writeln!(f, "  - {}", reason.replace('\n', "\n    "))?;
+        }
+        if self.reasons.len() > MAX_SHOWN_REASONS {
+            writeln!(f, "  - and {} more (--json has all)", self.reasons.len() - MAX_SHOWN_REASONS)?;
+        }
+        if self.tokenizer.is_some() {
+            writeln!(f, "its vocabulary works: tokenize and detokenize can use it")?;
+        }
+        Ok(())
+    }
+}
+
+fn write_model(f: &mut fmt::Formatter<'_>, spec: &ModelSpec) -> fmt::Result {
+    let name = spec.name.as_deref().map(|name| format!(" {:?}", name)).unwrap_or_default();
+    let kv_bytes = spec.kv_bytes_per_token(KvType::F16.n_bytes());
+    writeln!(f, "model: {}{name}, {:.1} million parameters", spec.architecture, spec.n_params() as f64 / 1e6)?;
+    writeln!(
+        f,
+        "shape: {} layers, width {}, feed-forward {}, {} heads of {}, {} KV heads",
+        spec.n_layers, spec.d_model, spec.d_ff, spec.n_heads, spec.d_head, spec.n_kv_heads
+    )?;
+    writeln!(
+        f,
+        "context: {} tokens, {kv_bytes} bytes of F16 keys and values each, {} in all",
+        spec.n_ctx,
+        memory::shown(kv_bytes.saturating_mul(spec.n_ctx as u64))
+    )
+}
