@@ -137,7 +137,8 @@ pub struct Failure {
 pub enum Event {
     /// KV blocks are reserved and the prompt is being read.
     Admitted {
-        /// Prompt tokens whose keys and values were found in the cache.
+        /// Prompt tokens whose keys and values were found in the cache. While the prompt is being read a neighbour's work
+        /// may add to them; [`Finished::n_cached`] has the final number.
         n_cached: usize,
     },
     /// A token was generated.

@@ -5,7 +5,7 @@
 //! from in order of id.
 //!
 //! A result is a function of the row, the request's settings and history, its seed and the position, and of nothing else.
-//! Arithmetic is F32 with the maximum subtracted, summed in a fixed order: 16 lanes over [`SUM_BLOCK`] elements, then F64.
+//! Arithmetic is F32 with the maximum subtracted, summed in a fixed order: 16 lanes over 1024 elements, then F64.
 //!
 //! A row must have a finite maximum; one without (all NaN, any +inf) is a [`RowFault`]. Single NaN or -inf logits count as
 //! impossible tokens.

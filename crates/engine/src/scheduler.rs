@@ -25,8 +25,9 @@ use crate::sequence::{Sequence, Waiting};
 /// How long a step with prompt rows should take while answers are being streamed: a pause in a stream that a reader hardly
 /// notices.
 const STEP_TARGET_BESIDE_STREAMS: Duration = Duration::from_millis(100);
-/// The same while nothing is streamed: how long a cancellation or a new request may wait.
-const STEP_TARGET: Duration = Duration::from_millis(500);
+/// The same while nothing is streamed: how long a cancellation or a new request may wait. Long enough that reading the
+/// weights, some 50 ms a step for 1 GB on two cores, is a small part of it.
+const STEP_TARGET: Duration = Duration::from_secs(2);
 /// A step may always have so many prompt rows, however slow the device: fewer would not pay for reading the weights.
 const MIN_PROMPT_ROWS: usize = 32;
 

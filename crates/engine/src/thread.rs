@@ -137,9 +137,14 @@ impl Outlet {
 
     fn send(&mut self) {
         for (id, event) in self.events.drain(..) {
-            let sender = if event.is_last() { self.senders.remove(&id) } else { self.senders.get(&id).cloned() };
-            // Fails when the job was dropped; its cancellation is then on its way.
-            let _ = sender.map(|sender| sender.send(event));
+            let is_last = event.is_last();
+            if let Some(sender) = self.senders.get(&id) {
+                // Fails when the job was dropped; its cancellation is then on its way.
+                let _ = sender.send(event);
+            }
+            if is_last {
+                self.senders.remove(&id);
+            }
         }
     }
 

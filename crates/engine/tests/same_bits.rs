@@ -1,0 +1,151 @@
+//! A request's tokens and log-probabilities are the same bits whatever the worker is doing: alone or in a batch of 8, with
+//! and without prefix reuse, over a generated answer too, whatever the chunks and the threads.
+//!
+//! One suite, mounted on the executor without a model and on the haiku model.
+
+use std::time::Instant;
+
+use engine::{Engine, EngineConfig, EngineHandle, Event, Job, Request, Sampling, Token};
+use test_support::fake_executor::{FakeConfig, FakeExecutor};
+use transformer::cpu::{CpuExecutor, CpuOptions};
+use transformer::{Executor, ModelSpec, TokenId};
+use weight_loader::{ModelFile, Weights};
+
+const CHUNKS: [usize; 4] = [1, 7, 64, usize::MAX];
+
+/// `Write a haiku about GPU computing that includes the word "forty-two"` in the haiku model's vocabulary.
+const HAIKU_PROMPT: [TokenId; 14] = [283, 257, 275, 277, 870, 1145, 305, 308, 265, 287, 294, 366, 472, 1];
+
+/// Makes an executor with so many threads.
+type Make<'a> = &'a dyn Fn(usize) -> Box<dyn Executor>;
+
+/// Eight requests: short and long prompts, equal and different beginnings, every kind of sampling.
+fn requests(text: &[TokenId]) -> Vec<Request> {
+    let plain = Sampling::default();
+    let samplings = [
+        Sampling { temperature: 0.0, ..plain.clone() },
+        Sampling { temperature: 0.7, ..plain.clone() },
+        Sampling { temperature: 1.0, top_p: 0.9, ..plain.clone() },
+        Sampling { temperature: 1.5, top_k: 20, min_p: 0.02, repetition_penalty: 1.2, ..plain },
+    ];
+    let n_prompt = [14, 130, 33, 90, 70, 1, 40, 50];
+    (0..8)
+        .map(|i| {
+            // Odd ones begin like request 1; even ones differ from the first token on.
+            let shift = if i % 2 == 0 { i } else { 0 };
+            Request {
+                prompt: text.iter().cycle().skip(shift).take(n_prompt[i]).copied().collect(),
+                max_tokens: 12,
+                end_tokens: [].into(),
+                sampling: samplings[i / 2].clone(),
+                seed: i as u64,
+                n_logprobs: Some(5),
+            }
+        })
+        .collect()
+}
+
+fn start(executor: Box<dyn Executor>, max_chunk_tokens: usize, prefix_reuse: bool) -> EngineHandle {
+    let config = EngineConfig { max_chunk_tokens, prefix_reuse, ..EngineConfig::default() };
+    Engine::start(executor, config, Instant::now)
+}
+
+/// An answer, and how much of its prompt came from the cache.
+fn answer(mut job: Job) -> (Vec<Token>, usize) {
+    let mut tokens = Vec::new();
+    loop {
+        match job.blocking_recv() {
+            Some(Event::Token(token)) => tokens.push(token),
+            Some(Event::Finished(finished)) => return (tokens, finished.n_cached),
+            Some(Event::Admitted { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn assert_same(got: &[Token], expected: &[Token], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert_eq!(got.id, expected.id, "{what}: token {i}");
+        let bits = |t: &Token| {
+            let logprobs = t.logprobs.as_ref().expect("was asked for");
+            let top = logprobs.top.iter().map(|l| (l.id, l.logprob.to_bits()));
+            (logprobs.logprob.to_bits(), top.collect::<Vec<_>>())
+        };
+        assert_eq!(bits(got), bits(expected), "{what}: log-probabilities of token {i}");
+    }
+}
+
+fn check_all(make: Make<'_>, text: &[TokenId], thread_counts: &[usize]) {
+    let requests = requests(text);
+    // The reference: each request on a worker of its own that reads its prompt at once and reuses nothing.
+    let expected: Vec<_> = requests
+        .iter()
+        .map(|request| answer(start(make(1), usize::MAX, false).submit(request.clone()).unwrap()).0)
+        .collect();
+    let second_turn = second_turn(make, &requests[3], &expected[3]);
+    for &n_threads in thread_counts {
+        for chunk in CHUNKS {
+            for prefix_reuse in [false, true] {
+                let what = format!("{n_threads} threads, chunks of {chunk}, reuse {prefix_reuse}");
+                // One engine for both, so that the second pass finds what the first left in the cache.
+                let engine = start(make(n_threads), chunk, prefix_reuse);
+                check_alone(&engine, &requests, &expected, &what);
+                check_together(&engine, &requests, &expected, &what);
+                let (tokens, n_cached) = answer(engine.submit(second_turn.0.clone()).unwrap());
+                assert_same(&tokens, &second_turn.1, &format!("second turn, {what}"));
+                // 90 prompt tokens and 11 of the 12 generated have slots: 6 full blocks of 16, the last partly generated.
+                assert_eq!(n_cached, if prefix_reuse { 96 } else { 0 }, "{what}");
+            }
+        }
+    }
+}
+
+fn check_alone(engine: &EngineHandle, requests: &[Request], expected: &[Vec<Token>], what: &str) {
+    for (i, request) in requests.iter().enumerate() {
+        let (tokens, _) = answer(engine.submit(request.clone()).unwrap());
+        assert_same(&tokens, &expected[i], &format!("request {i} alone, {what}"));
+    }
+}
+
+fn check_together(engine: &EngineHandle, requests: &[Request], expected: &[Vec<Token>], what: &str) {
+    let jobs: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    for (i, job) in jobs.into_iter().enumerate() {
+        assert_same(&answer(job).0, &expected[i], &format!("request {i} of 8, {what}"));
+    }
+}
+
+/// The second turn of a chat (prompt, generated answer and a few words more) and its answer on a fresh worker.
+fn second_turn(make: Make<'_>, first: &Request, generated: &[Token]) -> (Request, Vec<Token>) {
+    let ids = generated.iter().map(|t| t.id);
+    let prompt: Vec<_> = first.prompt.iter().copied().chain(ids).chain(first.prompt[..5].iter().copied()).collect();
+    let second = Request { prompt: prompt.into(), ..first.clone() };
+    let (tokens, _) = answer(start(make(1), usize::MAX, false).submit(second.clone()).unwrap());
+    (second, tokens)
+}
+
+#[test]
+fn over_the_executor_without_a_model() {
+    let make = |_| Box::new(FakeExecutor::new(FakeConfig::default()).0) as Box<dyn Executor>;
+    let text: Vec<_> = (0..40).map(|i| i * 5 % 199).collect();
+    check_all(&make, &text, &[1]);
+}
+
+fn haiku() -> (ModelSpec, Weights) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/haiku/haiku-qwen2-5.8m-f16.gguf");
+    let file = ModelFile::open(path.as_ref()).unwrap();
+    let gguf = file.gguf().unwrap();
+    let spec = ModelSpec::from_gguf(&gguf).unwrap();
+    let weights = weight_loader::load(&file, &gguf, &spec.tensors(), &mut |_| ()).unwrap();
+    (spec, weights)
+}
+
+#[test]
+fn over_the_haiku_model() {
+    let (spec, weights) = haiku();
+    let make = |n_threads| {
+        let options = CpuOptions { n_threads, ..CpuOptions::default() };
+        Box::new(CpuExecutor::new(spec.clone(), weights.clone(), options).unwrap()) as Box<dyn Executor>
+    };
+    check_all(&make, &HAIKU_PROMPT, &[1, 2]);
+}
