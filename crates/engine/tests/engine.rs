@@ -181,3 +181,63 @@ fn ends_when_its_last_handle_and_job_are_gone() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn a_request_cancelled_or_dropped_while_it_waits_never_runs() {
+    let (engine, control) = start(FakeConfig::default(), EngineConfig { max_seqs: 1, ..Default::default() });
+    control.hold_after(0);
+    let first = engine.submit(greedy(&[1], 3)).unwrap();
+    control.wait_until_held();
+    let cancelled = engine.submit(greedy(&[2], 3)).unwrap();
+    drop(engine.submit(greedy(&[3], 3)).unwrap());
+    engine.cancel(cancelled.id());
+    control.release();
+    let events = all_events(cancelled);
+    assert!(matches!(&events[..], [Event::Failed(f)] if f.kind == FailureKind::Cancelled), "{events:?}");
+    assert_eq!(tokens(&all_events(first)).len(), 3);
+    engine.drain();
+    engine.join();
+    assert_eq!(control.n_steps(), 3, "only the first request had steps");
+}
+
+#[test]
+fn threads_that_submit_cancel_and_leave_at_random_disturb_nobody() {
+    const N_THREADS: u32 = 4;
+    const N_JOBS: u32 = 100;
+    let (engine, control) = start(
+        FakeConfig { n_blocks: 24, ..FakeConfig::default() },
+        EngineConfig { max_seqs: 3, queue_limit: N_THREADS as usize, ..Default::default() },
+    );
+    let expected = |start: TokenId| tokens(&all_events(start_default().0.submit(greedy(&[start; 20], 6)).unwrap()));
+    let expected: Vec<_> = (0..4).map(expected).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..N_THREADS {
+            let (engine, expected) = (engine.clone(), &expected);
+            scope.spawn(move || {
+                for i in 0..N_JOBS {
+                    let kind = (i * 7 + thread * 3) % 4;
+                    let mut job = engine.submit(greedy(&[kind; 20], 6)).expect("four threads fit in the queue");
+                    match (i + thread) % 3 {
+                        0 => assert_eq!(tokens(&all_events(job)), expected[kind as usize]),
+                        1 => {
+                            engine.cancel(job.id());
+                            let events = all_events(job);
+                            assert_eq!(events.iter().filter(|e| e.is_last()).count(), 1);
+                            assert!(expected[kind as usize].starts_with(&tokens(&events)));
+                        }
+                        _ => drop(job.blocking_recv()),
+                    }
+                    // A job that was left is gone once the engine has seen it; the queue has room for that many.
+                    while engine.snapshot().waiting > 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+    });
+    engine.drain();
+    engine.join();
+    let snapshot = engine.snapshot();
+    assert_eq!((snapshot.running, snapshot.waiting, snapshot.kv_blocks_used), (0, 0, 0));
+    assert_eq!(control.n_violations(), 0);
+}

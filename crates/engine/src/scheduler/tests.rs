@@ -88,8 +88,13 @@ fn greedy(prompt: &[TokenId], max_tokens: usize) -> Request {
     }
 }
 
-/// `n` tokens that differ by `salt`.
+const PERIODIC: u32 = 3;
+
+/// `n` tokens that differ by `salt`. With [`PERIODIC`], the same few blocks after ever different beginnings.
 fn text(n: usize, salt: u32) -> Vec<TokenId> {
+    if salt == PERIODIC {
+        return (0..n as u32).map(|i| i % 2).collect();
+    }
     (0..n as u32).map(|i| (i * 7 + salt * 31 + i * i % 5) % 250).collect()
 }
 
@@ -324,6 +329,8 @@ fn logits_of_the_wrong_size_fail_the_step() {
 #[derive(Debug, Clone)]
 enum Move {
     Submit(Request),
+    /// A second turn: the request, begun with the prompt and the answer of the job submitted so many before the last.
+    FollowUp(Request, u64),
     /// Of the job submitted so many before the last.
     Cancel(u64),
     Steps(usize),
@@ -336,7 +343,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         Just(Sampling { temperature: 1.5, top_p: 0.9, repetition_penalty: 1.3, ..Sampling::default() }),
     ];
     // Few different texts, so that beginnings are shared; some end tokens, so that answers end early.
-    (1usize..40, 0u32..3, 1usize..12, sampling, 0u64..3, prop::option::of(0usize..3), 0u32..40).prop_map(
+    (1usize..40, 0..=PERIODIC, 1usize..12, sampling, 0u64..3, prop::option::of(0usize..3), 0u32..40).prop_map(
         |(n_prompt, salt, max_tokens, sampling, seed, n_logprobs, n_end)| Request {
             prompt: text(n_prompt, salt).into(),
             max_tokens,
@@ -351,6 +358,7 @@ fn any_request() -> impl Strategy<Value = Request> {
 fn any_move() -> impl Strategy<Value = Move> {
     prop_oneof![
         4 => any_request().prop_map(Move::Submit),
+        2 => (any_request(), 0u64..6).prop_map(|(request, back)| Move::FollowUp(request, back)),
         2 => (0u64..6).prop_map(Move::Cancel),
         6 => (1usize..6).prop_map(Move::Steps),
         1 => Just(Move::Fail(ExecutorError::OutOfMemory("on demand".into()))),
@@ -359,9 +367,9 @@ fn any_move() -> impl Strategy<Value = Move> {
 }
 
 fn any_setting() -> impl Strategy<Value = (FakeConfig, EngineConfig)> {
-    (1usize..6, 16usize..60, any::<bool>(), 1usize..5, 1usize..40, 1usize..20, any::<bool>()).prop_map(
+    (1usize..6, 16usize..80, any::<bool>(), 1usize..5, 1usize..40, 1usize..20, any::<bool>()).prop_map(
         |(block_tokens, n_blocks, roles_bit_equal, max_seqs, max_batch_tokens, max_chunk_tokens, prefix_reuse)| {
-            let fake = FakeConfig { block_tokens, n_blocks, n_ctx: 48, roles_bit_equal, ..FakeConfig::default() };
+            let fake = FakeConfig { block_tokens, n_blocks, n_ctx: 64, roles_bit_equal, ..FakeConfig::default() };
             (fake, EngineConfig { max_seqs, queue_limit: 0, max_batch_tokens, max_chunk_tokens, prefix_reuse })
         },
     )
@@ -370,7 +378,7 @@ fn any_setting() -> impl Strategy<Value = (FakeConfig, EngineConfig)> {
 /// The request's events on a worker that has never seen another: `Token`s and how it ends.
 fn alone(fake: &FakeConfig, request: &Request) -> Vec<Event> {
     let config = EngineConfig { max_seqs: 1, prefix_reuse: false, ..Default::default() };
-    let mut rig = Rig::new(FakeConfig { n_blocks: 64, ..fake.clone() }, &config);
+    let mut rig = Rig::new(FakeConfig { n_blocks: 64 + fake.n_blocks, ..fake.clone() }, &config);
     rig.submit(request.clone());
     rig.run();
     rig.events.into_iter().map(|(_, e)| e).filter(|e| !matches!(e, Event::Admitted { .. })).collect()
@@ -411,6 +419,14 @@ proptest! {
         let mut requests = BTreeMap::new();
         for next in moves {
             match next {
+                Move::FollowUp(mut request, back) => {
+                    let id = JobId(rig.last_id.saturating_sub(back));
+                    let before = requests.get(&id).map_or(&[][..], |before: &Request| &before.prompt);
+                    request.prompt = [before, &rig.tokens(id), &request.prompt[..1]].concat().into();
+                    if rig.scheduler.limits.check(&request).is_ok() {
+                        requests.insert(rig.submit(request.clone()), request);
+                    }
+                }
                 Move::Submit(request) if rig.scheduler.limits.check(&request).is_ok() => {
                     requests.insert(rig.submit(request.clone()), request);
                 }
