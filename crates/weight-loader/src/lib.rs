@@ -14,7 +14,7 @@
 //!
 //! ```
 //! use gguf_parser::{TensorType, writer::GgufWriter};
-//! use weight_loader::{ModelFile, TensorSpec, faults, load};
+//! use weight_loader::{ModelFile, TensorSpec, load};
 //!
 //! # let dir = tempfile::tempdir()?;
 //! # let path = dir.path().join("model.gguf");
@@ -48,6 +48,6 @@ mod weights;
 
 pub use checksum::checksum;
 pub use error::{LoadError, TensorFault};
-pub use load::{Progress, TensorSpec, load};
+pub use load::{Progress, TensorSpec, faults, load};
 pub use model_file::ModelFile;
 pub use weights::{Tensor, Weights};
