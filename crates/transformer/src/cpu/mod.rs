@@ -8,6 +8,7 @@
 //! sequence's tokens and on nothing else: not on its role, its neighbours, the cut into steps, or the threads.
 
 pub mod attention;
+mod exp;
 mod forward;
 pub mod matmul;
 mod model;
