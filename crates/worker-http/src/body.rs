@@ -11,8 +11,8 @@ use crate::error::{ApiError, ErrorCode};
 /// The longest body that is read. The longest prompt is 32,768 characters: 128 KiB, or 384 KiB when all of it is escaped.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
 
-/// How much of a body that is too long is read and thrown away before the refusal is sent. A server that answers and
-/// closes while the client still writes makes its kernel drop the answer; most clients that err do so by less than this.
+/// How much of a body that is too long is read and thrown away before the refusal is sent: most clients that err do so by
+/// less than this.
 const MAX_DISCARDED_BYTES: usize = 8 << 20;
 
 /// The time a body may take to arrive.
@@ -20,14 +20,14 @@ pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Reads a JSON body as text.
 ///
+/// The body is read before anything is held against it: a server that refuses and closes while the client still writes
+/// makes its kernel drop the refusal.
+///
 /// # Errors
-/// [`ErrorCode::UnsupportedMediaType`], [`ErrorCode::PayloadTooLarge`], and [`ErrorCode::InvalidRequest`] for a body that is
-/// not UTF-8, that breaks off, or that takes longer than [`BODY_READ_TIMEOUT`].
+/// `UNSUPPORTED_MEDIA_TYPE`, `PAYLOAD_TOO_LARGE`, and `INVALID_REQUEST` for a body that is not UTF-8, that breaks off, or
+/// that takes longer than [`BODY_READ_TIMEOUT`].
 pub(crate) async fn read_json(request: Request) -> Result<String, ApiError> {
-    if !is_json(request.headers()) {
-        let message = "content-type: expected application/json";
-        return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
-    }
+    let is_json = is_json(request.headers());
     let bytes = match tokio::time::timeout(BODY_READ_TIMEOUT, read(request)).await {
         Ok(read) => read?,
         Err(_) => {
@@ -35,6 +35,10 @@ pub(crate) async fn read_json(request: Request) -> Result<String, ApiError> {
             return Err(ApiError::field("body", "time", message));
         }
     };
+    if !is_json {
+        let message = "content-type: expected application/json";
+        return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+    }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         ApiError::field("body", "text", format!("body: not UTF-8 at byte {at}"))

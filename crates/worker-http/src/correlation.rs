@@ -25,8 +25,8 @@ pub(crate) async fn correlate(request: Request, next: Next) -> Response {
         let response = next.run(request).await;
         let status = response.status().as_u16();
         match response.extensions().get::<ErrorCode>() {
-            Some(code) => tracing::info!(%method, ?path, status, code = code.label(), "refused"),
-            None => tracing::debug!(%method, ?path, status, "answered"),
+            Some(code) => tracing::info!(%method, path, status, code = code.label(), "refused"),
+            None => tracing::debug!(%method, path, status, "answered"),
         }
         response
     }

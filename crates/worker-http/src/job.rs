@@ -2,7 +2,7 @@
 //!
 //! A task of its own follows the job at the engine's pace, not at the reader's: a stop string or a cancellation ends the
 //! job at once even where the client has stopped reading. What the client has not read yet waits in a channel, which
-//! `max_tokens` bounds (see [`MAX_BUFFERED_EVENTS`]). When the client is gone the channel closes and the task drops the
+//! `max_tokens` bounds. When the client is gone the channel closes and the task drops the
 //! engine's job, which frees it within one step.
 
 use std::sync::Arc;
@@ -22,9 +22,11 @@ use crate::state::AppState;
 /// The most tokens one job may generate.
 pub const MAX_TOKENS: u64 = 2048;
 
-/// The most events that can wait for a slow reader: a token and at most one `metrics` for each id, `started`, and the
-/// terminal event. Reached only by a client that reads nothing; at about 100 bytes an event, 3 KB with 20 log-probabilities.
-pub const MAX_BUFFERED_EVENTS: usize = 2 * MAX_TOKENS as usize + 2;
+/// The most events that one job can cause, and so wait for a slow reader: a token and at most one `metrics` for each id,
+/// `started`, and the terminal event. About 100 bytes each, 3 KB with 20 log-probabilities.
+const fn max_events(max_tokens: usize) -> usize {
+    2 * max_tokens + 2
+}
 
 /// Time between two `metrics` events of a job. An answer that takes less has none.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,7 +52,7 @@ pub(crate) struct JobRequest {
 /// # Errors
 /// The worker is not ready, the name is taken, the prompt does not fit, the queue is full, or the job was cancelled
 /// while its prompt was encoded.
-pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc::UnboundedReceiver<Event>, ApiError> {
+pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc::Receiver<Event>, ApiError> {
     let received = Instant::now();
     let served = state.ready()?;
     let Some(live) = state.jobs().begin(&request.job_id) else {
@@ -72,7 +74,7 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc:
         n_logprobs: request.n_logprobs,
     })?;
 
-    let (events, receiver) = mpsc::unbounded_channel();
+    let (events, receiver) = mpsc::channel(max_events(request.max_tokens));
     let follower = Follower {
         state: state.clone(),
         job,
@@ -131,7 +133,7 @@ struct Follower {
     answer: AnswerText,
     tokenizer: Arc<Tokenizer>,
     stop: Vec<String>,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::Sender<Event>,
     clock: Clock,
     n_prompt: usize,
     prompt_counted: bool,
@@ -205,7 +207,7 @@ impl Follower {
         let late_stop = self.answer.finish(&mut due);
         for event in due {
             // A client that is gone reads nothing; nothing depends on it.
-            let _ = self.events.send(Event::Token(event));
+            let _ = self.events.try_send(Event::Token(event));
         }
         let mut timings = self.clock.timings();
         let tokens_out = self.answer.n_tokens();
@@ -231,7 +233,7 @@ impl Follower {
             Outcome::Disconnected => ("disconnected", None),
         };
         tracing::info!(
-            job_id = ?self.live.job_id(),
+            job_id = self.live.job_id(),
             prompt_tokens = self.n_prompt,
             tokens_out,
             queue_ms = timings.queued.as_millis() as u64,
@@ -243,7 +245,7 @@ impl Follower {
         );
         drop(self.live);
         if let Some(terminal) = terminal {
-            let _ = self.events.send(terminal);
+            let _ = self.events.try_send(terminal);
         }
     }
 
@@ -256,8 +258,8 @@ impl Follower {
     }
 
     fn send(&self, event: Event) {
-        // A client that is gone shows as a closed channel in `run`.
-        let _ = self.events.send(event);
+        // The channel has room for all that one job can cause. A client that is gone shows as a closed channel in `run`.
+        let _ = self.events.try_send(event);
     }
 
     fn send_tokens(&self, due: Vec<TokenEvent>) {

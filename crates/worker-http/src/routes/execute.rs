@@ -9,6 +9,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use engine::Sampling;
 use futures_util::{Stream, stream};
+use tokio::sync::mpsc;
 
 use crate::body::read_json;
 use crate::error::{ApiError, ErrorCode};
@@ -84,8 +85,9 @@ fn parse(body: &str) -> Result<JobRequest, ApiError> {
 
 /// Starts the job and streams its events.
 pub(crate) async fn execute(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    state.ready()?;
     let body = read_json(request).await?;
+    // Before the faults: what a worker that is not ready says about a request helps nobody.
+    state.ready()?;
     let events = job::start(&state, parse(&body)?).await?;
     drop(body);
     let mut response = Response::new(Body::from_stream(frames(state, events)));
@@ -98,10 +100,7 @@ pub(crate) async fn execute(State(state): State<AppState>, request: Request) -> 
 }
 
 /// The job's frames up to the terminal one, with comments in between while nothing happens.
-fn frames(
-    state: AppState,
-    events: tokio::sync::mpsc::UnboundedReceiver<Event>,
-) -> impl Stream<Item = Result<Bytes, Infallible>> {
+fn frames(state: AppState, events: mpsc::Receiver<Event>) -> impl Stream<Item = Result<Bytes, Infallible>> {
     stream::unfold(Some(events), move |events| {
         let keep_alive = state.settings().keep_alive;
         async move {

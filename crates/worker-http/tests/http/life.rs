@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
+use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
-use worker_http::{AppState, Phase, app};
+use worker_http::{AppState, BODY_READ_TIMEOUT, Phase, app};
 
 use crate::worker::{Config, PATIENCE, Worker, served, settings};
 
@@ -42,6 +43,17 @@ async fn answers_from_the_first_moment_and_says_how_far_it_is() {
     health["memory_bytes"] = Value::Null;
     insta::assert_json_snapshot!(health);
     assert_eq!(ask(&state, "GET", "/ready", "").await, (200, json!({ "ready": true })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_arrive_is_waited_for_no_longer_than_its_limit() {
+    let state = AppState::new(settings(&Config::default()));
+    let half = futures_util::stream::iter([Ok::<_, std::io::Error>("{\"job_id\"")]);
+    let body = Body::from_stream(half.chain(futures_util::stream::pending()));
+    let request = Request::post("/execute").header("content-type", "application/json").body(body).unwrap();
+    let begun = tokio::time::Instant::now();
+    let response = app(state).oneshot(request).await.unwrap();
+    assert_eq!((response.status(), begun.elapsed()), (axum::http::StatusCode::BAD_REQUEST, BODY_READ_TIMEOUT));
 }
 
 #[tokio::test]

@@ -4,4 +4,5 @@ mod answers;
 mod bad_input;
 mod jobs;
 mod life;
+mod log;
 mod worker;
