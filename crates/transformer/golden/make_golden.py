@@ -238,8 +238,8 @@ def make_haiku(model, out):
         for row, token in zip(logits[at:], g["greedy"]):
             lp = row - row.max() - np.log(np.exp(row - row.max()).sum())
             order = np.argsort(-lp, kind="stable")
-            steps.append({"id": token, "logprob": round(float(lp[token]), 6), "gap": round(float(lp[order[0]] - lp[order[1]]), 6),
-                          "top": [[int(t), round(float(lp[t]), 6)] for t in order[:20]]})
+            steps.append({"id": token, "logprob": round(float(lp[token]), 6) + 0.0, "gap": round(float(lp[order[0]] - lp[order[1]]), 6),
+                          "top": [[int(t), round(float(lp[t]), 6) + 0.0] for t in order[:20]]})
         logprobs.append({"prompt": g["prompt"], "ids": g["ids"], "steps": steps})
     (model.parent / "golden_logprobs.json").write_text("[\n" + ",\n".join(json.dumps(p) for p in logprobs) + "\n]\n")
     probes = [len(golden[1]["ids"]) - 1, len(runs[1][0]) - 1]

@@ -94,3 +94,68 @@ impl KvGeometry {
 fn block_bytes(spec: &ModelSpec, kv_type: KvType) -> u64 {
     BLOCK_TOKENS as u64 * spec.kv_bytes_per_token(kv_type.n_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Rope, RopePairs};
+
+    /// The reference model: 12,288 bytes a token in F16, so 196,608 a block.
+    fn reference() -> ModelSpec {
+        ModelSpec {
+            architecture: "qwen2",
+            name: None,
+            n_layers: 24,
+            d_model: 896,
+            n_heads: 14,
+            n_kv_heads: 2,
+            d_head: 64,
+            d_ff: 4864,
+            n_vocab: 151_936,
+            n_ctx: 32_768,
+            rms_eps: 1e-6,
+            rope: Rope { pairs: RopePairs::Halves, base: 1e6, n_dims: 64, scale: 1.0, has_freqs: false },
+            qkv_bias: true,
+            tied_output: false,
+        }
+    }
+
+    const BLOCK_BYTES: u64 = 196_608;
+    const FULL_CONTEXT: u64 = 2048 * BLOCK_BYTES;
+
+    fn for_sequences(n_seqs: usize, available_bytes: u64) -> Result<usize, KvError> {
+        KvGeometry::for_sequences(&reference(), KvType::F16, 32_768, n_seqs, available_bytes).map(|kv| kv.n_blocks)
+    }
+
+    #[test]
+    fn a_size_in_bytes_is_rounded_down_to_blocks() {
+        let kv = KvGeometry::of_bytes(&reference(), KvType::F16, 10 * BLOCK_BYTES + 5).unwrap();
+        assert_eq!((kv.n_blocks, kv.n_bytes(), kv.n_tokens()), (10, 10 * BLOCK_BYTES, 160));
+        let kv = KvGeometry::of_bytes(&reference(), KvType::F32, 10 * BLOCK_BYTES + 5).unwrap();
+        assert_eq!(kv.n_blocks, 5);
+    }
+
+    #[test]
+    fn a_size_that_holds_no_block_is_refused_with_both_figures() {
+        let error = KvGeometry::of_bytes(&reference(), KvType::F16, BLOCK_BYTES - 1).unwrap_err();
+        assert_eq!(error, KvError::NoBlock { kv_bytes: BLOCK_BYTES - 1, block_bytes: BLOCK_BYTES });
+    }
+
+    #[test]
+    fn sequences_get_full_contexts_where_memory_allows() {
+        assert_eq!(for_sequences(8, 1 << 40), Ok(8 * 2048));
+    }
+
+    #[test]
+    fn otherwise_half_of_the_free_memory_but_one_full_context_at_least() {
+        assert_eq!(for_sequences(8, 8 * FULL_CONTEXT), Ok(4 * 2048));
+        assert_eq!(for_sequences(8, FULL_CONTEXT), Ok(2048));
+    }
+
+    #[test]
+    fn a_context_larger_than_the_free_memory_is_refused_with_both_figures() {
+        let error = for_sequences(1, FULL_CONTEXT - 1).unwrap_err();
+        let (needed_bytes, available_bytes) = (FULL_CONTEXT, FULL_CONTEXT - 1);
+        assert_eq!(error, KvError::NoRoom { n_ctx: 32_768, needed_bytes, available_bytes });
+    }
+}
