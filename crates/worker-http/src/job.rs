@@ -59,7 +59,7 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc:
         return Err(ApiError::new(ErrorCode::DuplicateJob, "job_id: a live job has this name"));
     };
     let prompt = tokio::select! {
-        prompt = encode(&served.tokenizer, request.prompt) => prompt?,
+        prompt = encode(state, &served.tokenizer, request.prompt) => prompt?,
         () = live.cancelled() => return Err(cancelled()),
     };
     let n_prompt = prompt.len();
@@ -98,15 +98,21 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc:
     Ok(receiver)
 }
 
-async fn encode(tokenizer: &Arc<Tokenizer>, prompt: String) -> Result<Arc<[u32]>, ApiError> {
+async fn encode(state: &AppState, tokenizer: &Arc<Tokenizer>, prompt: String) -> Result<Arc<[u32]>, ApiError> {
     // The contract: the prompt is raw, special tokens in it count as such, and BOS is added where the model wants it.
     let options = EncodeOptions { parse_special: true, add_special: true };
     if prompt.len() <= INLINE_ENCODE_BYTES {
         return Ok(tokenizer.encode(&prompt, options).into());
     }
+    let lost = || ApiError::new(ErrorCode::Internal, "the prompt could not be encoded");
+    let permit = state.encoders().acquire_owned().await.map_err(|_| lost())?;
     let tokenizer = Arc::clone(tokenizer);
-    let encoded = tokio::task::spawn_blocking(move || tokenizer.encode(&prompt, options).into()).await;
-    encoded.map_err(|_| ApiError::new(ErrorCode::Internal, "the prompt could not be encoded"))
+    let encoded = tokio::task::spawn_blocking(move || {
+        // Held until the work is done, also where the client has left meanwhile.
+        let _permit = permit;
+        tokenizer.encode(&prompt, options).into()
+    });
+    encoded.await.map_err(|_| lost())
 }
 
 fn cancelled() -> ApiError {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use engine::{EngineHandle, Snapshot};
 use tokenizer::Tokenizer;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{ApiError, ErrorCode};
@@ -81,7 +82,11 @@ struct Inner {
     jobs: LiveJobs,
     metrics: Metrics,
     shutdown: CancellationToken,
+    encoders: Arc<Semaphore>,
 }
+
+/// Long prompts encoded at a time. A burst of them must not take the processors from the jobs that are running.
+const MAX_ENCODERS: usize = 2;
 
 impl AppState {
     /// The state of a worker that has just started: [`Phase::Loading`].
@@ -95,6 +100,7 @@ impl AppState {
             jobs: LiveJobs::new(),
             metrics,
             shutdown: CancellationToken::new(),
+            encoders: Arc::new(Semaphore::new(MAX_ENCODERS)),
         }))
     }
 
@@ -165,6 +171,11 @@ impl AppState {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Leave to encode a long prompt.
+    pub(crate) fn encoders(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.0.encoders)
     }
 
     pub(crate) fn uptime(&self) -> Duration {

@@ -200,6 +200,23 @@ async fn a_job_that_takes_too_long_is_cut_off() {
 }
 
 #[tokio::test]
+async fn long_prompts_are_read_whole() {
+    let worker = Worker::start().await;
+    worker.script("abc");
+    // Beyond 4,096 bytes a prompt is encoded on a thread of its own.
+    let prompt = "the ".repeat(1100);
+    let extra = json!({ "max_tokens": 3 });
+    let mut jobs = Vec::new();
+    for job_id in ["a", "b", "c"] {
+        jobs.push(worker.execute(job_id, &prompt, extra.clone()).await);
+    }
+    for job in &mut jobs {
+        assert_eq!(job.expect("started").await["prompt_tokens"], worker.ids(&prompt).len());
+        assert_eq!(job.rest().await.text(), "abc");
+    }
+}
+
+#[tokio::test]
 async fn counters_move_by_what_was_streamed() {
     let worker = Worker::start().await;
     worker.script("one\n\ntwo three four five");
