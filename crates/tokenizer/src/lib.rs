@@ -69,6 +69,7 @@ mod special;
 mod spm;
 mod stream;
 mod table;
+mod template;
 mod tokenizer;
 mod unicode;
 mod vocab;
@@ -76,6 +77,9 @@ mod words;
 
 pub use error::TokenizerError;
 pub use stream::StreamDecoder;
+pub use template::{
+    ChatInput, ChatTemplate, ChatTemplateError, Clock, MAX_RENDERED_BYTES, MAX_TEMPLATE_BYTES, TemplateError,
+};
 pub use tokenizer::{EncodeOptions, Tokenizer};
 pub use vocab::{MAX_TOKENS, SpecialIds, TokenType, Vocab};
 
