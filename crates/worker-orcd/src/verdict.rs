@@ -28,7 +28,7 @@ impl Verdict {
         let mut reasons = Vec::new();
         let is_vocabulary = gguf.tensors.is_empty();
         if is_vocabulary {
-            reasons.push("it holds no tensors: a vocabulary, not a model".to_owned());
+            reasons.push("it holds no tensors: a vocabulary at most, not a model".to_owned());
         }
         let spec = match ModelSpec::from_gguf(gguf) {
             Ok(spec) => {
@@ -124,10 +124,19 @@ impl Verdict {
     }
 }
 
+/// `494.0 million`.
+pub(crate) fn shown_count(n: u64) -> String {
+    match n {
+        0..1_000_000 => n.to_string(),
+        1_000_000..1_000_000_000 => format!("{:.1} million", n as f64 / 1e6),
+        _ => format!("{:.1} billion", n as f64 / 1e9),
+    }
+}
+
 fn write_model(f: &mut fmt::Formatter<'_>, spec: &ModelSpec) -> fmt::Result {
     let name = spec.name.as_deref().map(|name| format!(" {:?}", name)).unwrap_or_default();
     let kv_bytes = spec.kv_bytes_per_token(KvType::F16.n_bytes());
-    writeln!(f, "model: {}{name}, {:.1} million parameters", spec.architecture, spec.n_params() as f64 / 1e6)?;
+    writeln!(f, "model: {}{name}, {} parameters", spec.architecture, shown_count(spec.n_params()))?;
     writeln!(
         f,
         "shape: {} layers, width {}, feed-forward {}, {} heads of {}, {} KV heads",

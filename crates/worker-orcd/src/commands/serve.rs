@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use engine::{Engine, EngineConfig, EngineHandle};
+use reqwest::Url;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +69,7 @@ async fn serve(args: &ServeArgs, threads: usize) -> anyhow::Result<ExitCode> {
     ));
 
     let loading = load(args, threads, state.clone());
+    let orchestrator = orchestrator(args, bound).await;
     let loaded = tokio::select! {
         biased;
         // Nothing is live yet, so there is nothing to finish.
@@ -80,7 +82,7 @@ async fn serve(args: &ServeArgs, threads: usize) -> anyhow::Result<ExitCode> {
         biased;
         () = stop.cancelled() => Ok(()),
         () = state.shutdown_requested() => Ok(()),
-        Err(e) = call_back(args, &worker_id, bound, engine.snapshot().memory) => Err(e),
+        Err(e) = call_back(orchestrator, args, &worker_id, bound, engine.snapshot().memory) => Err(e),
     };
     let limit = if outcome.is_ok() { Duration::from_secs(args.worker.drain_timeout_sec) } else { Duration::ZERO };
     leave(&state, engine, limit).await;
@@ -170,35 +172,40 @@ fn become_ready(args: &ServeArgs, loaded: Loaded, model: &str, state: &AppState)
     engine
 }
 
+/// The URL to call once ready, unless it is this worker's own.
+async fn orchestrator(args: &ServeArgs, bound: SocketAddr) -> Option<&Url> {
+    let url = args.worker.callback_url.as_ref()?;
+    if callback::names_this_worker(url, bound).await {
+        tracing::warn!(
+            "--callback-url {} is this worker's own address: standalone, nobody is called",
+            callback::shown(url)
+        );
+        return None;
+    }
+    Some(url)
+}
+
 /// Tells the orchestrator, where there is one; then never returns.
 async fn call_back(
+    orchestrator: Option<&Url>,
     args: &ServeArgs,
     worker_id: &str,
     bound: SocketAddr,
     held: MemoryUse,
 ) -> Result<std::convert::Infallible, CallbackError> {
-    match &args.worker.callback_url {
-        None => tracing::info!("no --callback-url: standalone"),
-        Some(url) if callback::names_this_worker(url, bound).await => {
-            tracing::warn!(
-                "--callback-url {} is this worker's own address: standalone, nobody is called",
-                callback::shown(url)
-            );
-        }
-        Some(url) => {
-            let ready = Ready {
-                worker_id: worker_id.to_owned(),
-                model_ref: source::model_ref(&args.model),
-                uri: callback::uri(bound, url).await,
-                memory_bytes: held.total_bytes(),
-                vram_bytes: held.vram_bytes,
-                memory_architecture: "system",
-                worker_type: "cpu",
-                capabilities: vec!["text-gen"],
-            };
-            callback::call(url, &ready, &callback::PATIENCE).await?;
-            tracing::info!("called back {}", callback::shown(url));
-        }
+    if let Some(url) = orchestrator {
+        let ready = Ready {
+            worker_id: worker_id.to_owned(),
+            model_ref: source::model_ref(&args.model),
+            uri: callback::uri(bound, url).await,
+            memory_bytes: held.total_bytes(),
+            vram_bytes: held.vram_bytes,
+            memory_architecture: "system",
+            worker_type: "cpu",
+            capabilities: vec!["text-gen"],
+        };
+        callback::call(url, &ready, &callback::PATIENCE).await?;
+        tracing::info!("called back {}", callback::shown(url));
     }
     std::future::pending().await
 }

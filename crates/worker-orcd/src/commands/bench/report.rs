@@ -6,6 +6,7 @@ use transformer::{Executor as _, ExecutorInfo, MemoryUse};
 use super::bandwidth::Ceiling;
 use super::measure::{Case, Spread, Work};
 use crate::start::Loaded;
+use crate::verdict::shown_count;
 use crate::{memory, output};
 
 /// Collects rows, or prints them.
@@ -45,7 +46,7 @@ impl Report {
         }
         let Ceiling { rate, n_bytes } = self.ceiling;
         output::write(&format!(
-            "model    {}: {} {}, {:.1} million parameters, {} of weights\n\
+            "model    {}: {} {}, {} parameters, {} of weights\n\
              device   {}\n\
              ready    {:.3} s after the start, warm\n\
              ceiling  {:.1} GB/s ({:.1} to {:.1}): plain reading of the {} that decoding a token reads\n\n\
@@ -53,7 +54,7 @@ impl Report {
             self.model,
             self.architecture,
             self.quant_kind,
-            self.n_params as f64 / 1e6,
+            shown_count(self.n_params),
             memory::shown(self.held.weight_bytes),
             self.info.device,
             self.seconds_to_ready,

@@ -1,0 +1,133 @@
+//! A worker's life: loading, ready, draining, gone.
+
+use std::io::{BufRead, BufReader, Read};
+
+use test_support::tiny_model::TinyModel;
+
+use crate::harness::{Files, Worker, command};
+use crate::models;
+
+/// Greedy, it writes until it is told to end.
+const ENDLESS: TinyModel = TinyModel {
+    architecture: test_support::tiny_model::Architecture::Qwen2,
+    n_layers: 2,
+    d_model: 64,
+    n_heads: 4,
+    n_kv_heads: 2,
+    d_ff: 96,
+    n_ctx: 1 << 20,
+    tied_output: false,
+    f16: true,
+    seed: 1,
+};
+
+const JOB: &str = r#"{"job_id": "a", "prompt": "a", "max_tokens": 2048, "temperature": 0}"#;
+
+#[test]
+fn health_answers_from_the_first_moment() {
+    let files = Files::new();
+    let model = files.path("large.gguf");
+    models::write_large(&model);
+    let worker = Worker::start(&["--model", model.to_str().unwrap()]);
+    let (status, body) = worker.request("GET", "/health", "");
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains(r#""status":"loading""#), "{body}");
+    assert_eq!(worker.request("GET", "/ready", "").0, 503);
+    worker.wait_for("/ready", 200);
+    assert_eq!(worker.health()["status"], "ready");
+}
+
+#[test]
+fn a_signal_while_loading_ends_it_at_once() {
+    let files = Files::new();
+    let model = files.path("large.gguf");
+    models::write_large(&model);
+    let worker = Worker::start(&["--model", model.to_str().unwrap()]);
+    worker.signal("INT");
+    assert_eq!(worker.end().0.code(), Some(0));
+}
+
+#[test]
+fn sigterm_lets_live_jobs_finish_and_refuses_new_ones() {
+    let files = Files::new();
+    let model = files.write("endless.gguf", &ENDLESS.build());
+    let worker = Worker::ready(&["--model", &model]);
+    let mut job = BufReader::new(worker.send("POST", "/execute", JOB));
+    wait_for_token(&mut job);
+    worker.signal("TERM");
+    worker.wait_for("/ready", 503);
+    let refused = worker.request("POST", "/execute", &JOB.replace(r#""a""#, r#""b""#));
+    let health = worker.health();
+    let mut rest = String::new();
+    job.read_to_string(&mut rest).unwrap();
+    let (status, stderr) = worker.end();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    assert_eq!((refused.0, health["status"].as_str()), (503, Some("draining")));
+    assert!(rest.contains("event: end") && rest.contains("MAX_TOKENS"), "{}", &rest[rest.len().saturating_sub(300)..]);
+}
+
+#[test]
+fn the_drain_limit_cuts_jobs_off() {
+    let files = Files::new();
+    let model = files.write("endless.gguf", &ENDLESS.build());
+    let worker = Worker::ready(&["--model", &model, "--drain-timeout-sec", "0"]);
+    let mut job = BufReader::new(worker.send("POST", "/execute", JOB));
+    wait_for_token(&mut job);
+    worker.signal("TERM");
+    let mut rest = String::new();
+    job.read_to_string(&mut rest).unwrap();
+    let (status, stderr) = worker.end();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    assert!(rest.contains("event: error"), "{}", &rest[rest.len().saturating_sub(300)..]);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let files = Files::new();
+    let model = files.write("endless.gguf", &ENDLESS.build());
+    let worker = Worker::ready(&["--model", &model]);
+    let mut job = BufReader::new(worker.send("POST", "/execute", JOB));
+    wait_for_token(&mut job);
+    worker.signal("TERM");
+    worker.wait_for("/ready", 503);
+    worker.signal("INT");
+    assert_eq!(worker.end().0.code(), Some(130));
+}
+
+#[test]
+fn post_shutdown_ends_it_too() {
+    let worker = Worker::ready(&[]);
+    assert_eq!(worker.request("POST", "/shutdown", "").0, 202);
+    let (status, stderr) = worker.end();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+}
+
+#[test]
+fn logs_are_json_where_asked_for() {
+    let worker = Worker::spawn(&mut command(&["--log-format", "json", "--port", "0", "--worker-id", "w"]));
+    worker.wait_for("/ready", 200);
+    worker.signal("TERM");
+    let (_, stderr) = worker.end();
+    let messages: Vec<String> = stderr
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line)["message"].to_string())
+        .collect();
+    assert!(messages.iter().any(|m| m.contains("ready in ")), "{stderr}");
+    assert!(messages.iter().any(|m| m.contains("loading weights: 100 %")), "{stderr}");
+}
+
+#[test]
+fn the_alias_is_the_models_name() {
+    assert_eq!(Worker::start(&["--alias", "poet"]).health()["model"], "poet");
+    assert_eq!(Worker::start(&[]).health()["model"], "haiku-qwen2-5.8m-f16");
+}
+
+/// Reads a stream of events until the first token has come.
+fn wait_for_token(job: &mut impl BufRead) {
+    for line in job.lines() {
+        if line.expect("a line").starts_with("event: token") {
+            return;
+        }
+    }
+    panic!("no token");
+}

@@ -1,0 +1,11 @@
+//! The real binary as a process: what a shell, an orchestrator and a client see of it.
+
+mod callback;
+mod command_line;
+mod generate;
+mod harness;
+mod inspect;
+mod life;
+mod models;
+mod start_failures;
+mod tokens;
