@@ -195,6 +195,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "PROMPT", conflicts_with = "prompt_operand", allow_hyphen_values = true)]
     pub(crate) prompt: Option<String>,
 
+    /// Put the prompt through the model's chat template, as the user's turn.
+    #[arg(long)]
+    pub(crate) chat: bool,
+
     /// Write one JSON object at the end instead of the text: text, ids, stop_reason, seed and figures.
     #[arg(long)]
     pub(crate) json: bool,

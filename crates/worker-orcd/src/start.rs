@@ -13,7 +13,7 @@ use transformer::{Batch, BlockId, Executor, KvType, ModelSpec, Role};
 use weight_loader::{ModelFile, Weights};
 
 use crate::kv_plan::{self, KvPlan, Pool};
-use crate::{memory, verdict};
+use crate::memory;
 
 /// Rows that one step may have: prompts are read in chunks of this, so that other requests' tokens are not held up for
 /// longer than one such chunk takes.
@@ -68,7 +68,7 @@ pub(crate) fn load(
     let plan = plan(&spec, &gguf, options)?;
     let (vocabulary, weights) = std::thread::scope(|scope| {
         // A large vocabulary takes tens of milliseconds to index: time in which the pages of the weights come in.
-        let vocabulary = scope.spawn(|| read_vocabulary(&gguf, &spec));
+        let vocabulary = scope.spawn(|| Tokenizer::from_gguf(&gguf).context("its vocabulary cannot be used"));
         let weights = weight_loader::load(file, &gguf, &spec.tensors(), &mut |p| progress(p.done_bytes, p.total_bytes));
         (vocabulary.join().expect("reading a vocabulary does not panic"), weights)
     });
@@ -120,12 +120,6 @@ fn plan(spec: &ModelSpec, gguf: &Gguf<'_>, options: &Options) -> anyhow::Result<
         );
     }
     Ok(plan)
-}
-
-fn read_vocabulary(gguf: &Gguf<'_>, spec: &ModelSpec) -> anyhow::Result<Tokenizer> {
-    let tokenizer = Tokenizer::from_gguf(gguf).context("its vocabulary cannot be used")?;
-    anyhow::ensure!(tokenizer.n_vocab() == spec.n_vocab, "{}", verdict::mismatch(tokenizer.n_vocab(), spec.n_vocab));
-    Ok(tokenizer)
 }
 
 /// One prompt step and one decode step, so that the first request finds threads started and memory touched. The keys

@@ -4,7 +4,7 @@ use std::fmt;
 
 use gguf_parser::Gguf;
 use serde_json::json;
-use tokenizer::Tokenizer;
+use tokenizer::{ChatTemplate, Tokenizer};
 use transformer::{KvType, ModelSpec, SpecError};
 
 use crate::memory;
@@ -18,8 +18,19 @@ pub(crate) struct Verdict {
     spec: Option<ModelSpec>,
     /// Its vocabulary, if that can be used.
     tokenizer: Option<Tokenizer>,
+    /// Its chat template.
+    template: Template,
     /// Why it cannot be served; empty when it can.
     reasons: Vec<String>,
+}
+
+/// What there is of a chat template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Template {
+    None,
+    Usable,
+    /// Why not. Raw prompts work all the same.
+    Unusable(String),
 }
 
 impl Verdict {
@@ -49,12 +60,8 @@ impl Verdict {
                 None
             }
         };
-        if let (Some(spec), Some(tokenizer)) = (&spec, &tokenizer)
-            && spec.n_vocab != tokenizer.n_vocab()
-        {
-            reasons.push(mismatch(tokenizer.n_vocab(), spec.n_vocab));
-        }
-        Self { spec, tokenizer, reasons }
+        let template = tokenizer.as_ref().map_or(Template::None, |tokenizer| Template::of(gguf, tokenizer));
+        Self { spec, tokenizer, template, reasons }
     }
 
     /// For programs.
@@ -84,13 +91,19 @@ impl Verdict {
             "reasons": self.reasons,
             "model": model,
             "vocabulary": vocabulary,
+            "chat_template": self.template == Template::Usable,
         })
     }
 }
 
-/// The sentence about a vocabulary and an output matrix that do not belong together.
-pub(crate) fn mismatch(n_vocab_tokenizer: usize, n_vocab_model: usize) -> String {
-    format!("the tokenizer has {n_vocab_tokenizer} tokens, token_embd.weight has {n_vocab_model} rows: needs as many")
+impl Template {
+    fn of(gguf: &Gguf<'_>, tokenizer: &Tokenizer) -> Self {
+        match ChatTemplate::from_gguf(gguf, tokenizer) {
+            Ok(Some(_)) => Self::Usable,
+            Ok(None) => Self::None,
+            Err(e) => Self::Unusable(e.to_string()),
+        }
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -100,6 +113,11 @@ impl fmt::Display for Verdict {
         }
         if let Some(tokenizer) = &self.tokenizer {
             writeln!(f, "vocabulary: {} ({}), {} tokens", tokenizer.kind(), tokenizer.pre(), tokenizer.n_vocab())?;
+        }
+        match &self.template {
+            Template::None => {}
+            Template::Usable => writeln!(f, "chat template: yes")?,
+            Template::Unusable(why) => writeln!(f, "chat template: cannot be used: {why}")?,
         }
         self.write_verdict(f)
     }

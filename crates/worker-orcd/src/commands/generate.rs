@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use engine::{EndReason, Engine, EngineConfig, EngineHandle, Event, Failure, FailureKind, Finished, Request, Sampling};
 use serde_json::json;
-use tokenizer::{EncodeOptions, StreamDecoder, TokenId, Tokenizer};
+use tokenizer::{ChatInput, ChatTemplate, EncodeOptions, StreamDecoder, TokenId, Tokenizer};
 use weight_loader::ModelFile;
 use worker_http::{Scan, StopMatcher};
 
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let file = source::open(&args.model)?;
     let prompt = prompt(args)?;
     let loaded = load(args, &file, threads)?;
-    let ids = prompt_ids(&loaded, &prompt)?;
+    let ids = prompt_ids(&file, &loaded, &prompt, args.chat)?;
 
     let engine = Engine::start(
         Box::new(loaded.executor),
@@ -68,8 +68,19 @@ fn prompt(args: &GenerateArgs) -> anyhow::Result<String> {
     }
 }
 
-fn prompt_ids(loaded: &Loaded, prompt: &str) -> anyhow::Result<Vec<TokenId>> {
-    let ids = loaded.tokenizer.encode(prompt, EncodeOptions { parse_special: true, add_special: true });
+fn prompt_ids(file: &ModelFile, loaded: &Loaded, prompt: &str, chat: bool) -> anyhow::Result<Vec<TokenId>> {
+    let text = if chat {
+        let template = ChatTemplate::from_gguf(&file.gguf()?, &loaded.tokenizer)
+            .context("--chat: the model's template cannot be used")?
+            .context("--chat: the model has no chat template")?;
+        let messages = [json!({"role": "user", "content": prompt})];
+        let input =
+            ChatInput { messages: &messages, tools: None, add_generation_prompt: true, extra: Default::default() };
+        template.render(&input).context("--chat: the model's template")?
+    } else {
+        prompt.to_owned()
+    };
+    let ids = loaded.tokenizer.encode(&text, EncodeOptions { parse_special: true, add_special: true });
     anyhow::ensure!(!ids.is_empty(), "the prompt is empty: needs at least one token");
     Ok(ids)
 }

@@ -92,3 +92,13 @@ fn a_reader_that_goes_away_ends_it_quietly() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && !stderr.contains("error") && !stderr.contains("panicked"), "{stderr}");
 }
+
+#[test]
+fn chat_puts_the_prompt_through_the_models_template() {
+    let chat = json(&["--chat", "--temperature", "0"]);
+    let turn = format!("<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n");
+    let raw: Value =
+        serde_json::from_str(&stdout_of(&run(&["generate", &turn, "--json", "--temperature", "0"]))).unwrap();
+    assert_eq!((&chat["ids"], &chat["prompt_tokens"]), (&raw["ids"], &raw["prompt_tokens"]));
+    assert_ne!(chat["prompt_tokens"], json(&["--temperature", "0"])["prompt_tokens"]);
+}
