@@ -3,6 +3,7 @@
 //! The panel lies in the second-level cache; a tile's tokens stay in the first while the panel's rows pass by. Rows longer
 //! than [`PANEL_LEN`] are taken in stretches, between which the accumulators rest in memory, so that no order of
 //! operations changes.
+#![allow(clippy::needless_range_loop)] // Indices of rows and tokens, which address memory too.
 #![allow(unsafe_code)] // Runs tiles.
 
 use crate::formats::{BlockFormat, F32, Format, Visitor};

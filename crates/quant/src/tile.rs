@@ -4,6 +4,7 @@
 //! element is one accumulator of [`Simd::LANES`] lanes that walks along the row from its first element to its last, one
 //! fused multiply-add a vector, and is then summed by [`Simd::sum`]. Rows by tokens changes which outputs are under way
 //! at once and nothing else.
+#![allow(clippy::needless_range_loop)] // Indices of rows and tokens, which address memory too.
 #![allow(unsafe_code)] // Raw loads: a tile walks several rows and tokens at once.
 
 use crate::formats::BlockFormat;

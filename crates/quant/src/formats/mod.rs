@@ -12,6 +12,7 @@ mod q8_0;
 pub(crate) use f32::F32;
 
 use crate::simd::Simd;
+use gguf_parser::TensorType;
 
 /// Defines [`Format`] and `with_format!` from the table of formats.
 macro_rules! formats {
@@ -87,7 +88,12 @@ pub(crate) trait BlockFormat: 'static {
 }
 
 impl Format {
-    /// The format of a tensor type, by ggml's name for it (`"F16"`, `"Q8_0"`); `None` where there are no kernels for it.
+    /// The format of a tensor type; `None` where there are no kernels for it.
+    pub fn from_tensor_type(ty: TensorType) -> Option<Format> {
+        Format::from_name(ty.name())
+    }
+
+    /// The format of that name, as ggml spells it (`"F16"`, `"Q8_0"`); `None` where there are no kernels for it.
     pub fn from_name(name: &str) -> Option<Format> {
         Format::ALL.iter().copied().find(|format| format.name() == name)
     }

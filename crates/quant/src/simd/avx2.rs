@@ -157,7 +157,7 @@ impl Simd for Avx2 {
         unsafe { _mm256_castps_si256(value) }
     }
     #[inline(always)]
-    fn from_bits(self, bits: __m256i) -> __m256 {
+    fn with_bits(self, bits: __m256i) -> __m256 {
         unsafe { _mm256_castsi256_ps(bits) }
     }
     #[inline(always)]

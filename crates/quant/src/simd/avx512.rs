@@ -141,7 +141,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_castps_si512(value) }
     }
     #[inline(always)]
-    fn from_bits(self, bits: __m512i) -> __m512 {
+    fn with_bits(self, bits: __m512i) -> __m512 {
         unsafe { _mm512_castsi512_ps(bits) }
     }
     #[inline(always)]

@@ -61,7 +61,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Each lane's bits.
     fn bits(self, value: Self::F) -> Self::I;
     /// Lanes with these bits.
-    fn from_bits(self, bits: Self::I) -> Self::F;
+    fn with_bits(self, bits: Self::I) -> Self::F;
     /// The same integer in every lane.
     fn splat_int(self, value: i32) -> Self::I;
     /// `a + b`, wrapping.

@@ -127,7 +127,7 @@ impl Simd for Scalar {
         map(value, |x| x.to_bits() as i32)
     }
     #[inline(always)]
-    fn from_bits(self, bits: [i32; N]) -> [f32; N] {
+    fn with_bits(self, bits: [i32; N]) -> [f32; N] {
         map(bits, |x| f32::from_bits(x as u32))
     }
     #[inline(always)]

@@ -16,7 +16,7 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const COEFFICIENTS: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
     // Beyond these the result is infinity and 0 anyway. In this order, so that a NaN passes.
     let x = simd.max(simd.splat(-110.0), simd.min(simd.splat(89.0), x));
@@ -34,7 +34,7 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     // 2^n in two factors: for n = 128, and below -126, the one factor is no finite normal number.
     let n = simd.sub_int(simd.bits(shifted), simd.splat_int(ROUND.to_bits() as i32));
     let half = simd.shr_int::<1>(n);
-    let power = |simd: S, n: S::I| simd.from_bits(simd.shl_int::<23>(simd.add_int(n, simd.splat_int(127))));
+    let power = |simd: S, n: S::I| simd.with_bits(simd.shl_int::<23>(simd.add_int(n, simd.splat_int(127))));
     simd.mul(simd.mul(p, power(simd, half)), power(simd, simd.sub_int(n, half)))
 }
 

@@ -3,10 +3,14 @@
 
 use super::pool::{Pool, SharedSlice, share};
 use quant::{Format, Isa, OutView, Scratch};
+use std::ops::Range;
 
 /// Rows of a weight matrix are handed to threads in multiples of this: 16 outputs fill a cache line, so that no two
 /// threads write the same one.
 const ROW_UNIT: usize = 16;
+
+/// The most products of one call: query, key and value, and one to spare.
+pub const MAX_PRODUCTS: usize = 4;
 
 /// A weight matrix in the bytes of its file.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +79,7 @@ impl MatmulScratch {
 /// which products share the call.
 ///
 /// # Panics
-/// When a shape does not fit, `scratch` is for fewer threads than `pool` has, or the processor lacks `isa`.
+/// When a shape does not fit, there are more than [`MAX_PRODUCTS`], `scratch` is for fewer threads than `pool` has, or the processor lacks `isa`.
 pub fn matmul(
     pool: &Pool,
     isa: Isa,
@@ -84,33 +88,70 @@ pub fn matmul(
     products: &mut [Product<'_>],
     scratch: &mut MatmulScratch,
 ) {
-    for p in products.iter_mut() {
-        let (n_rows, n_cols) = (p.weight.n_rows, p.weight.n_cols);
+    assert!(products.len() <= MAX_PRODUCTS, "{} products, at most {MAX_PRODUCTS} at once", products.len());
+    let mut n_units = 0;
+    let mut products = products.iter_mut().map(|product| Part::new(product, x, n_tokens, &mut n_units));
+    let parts: [Option<Part<'_>>; MAX_PRODUCTS] = std::array::from_fn(|_| products.next());
+    if n_tokens == 0 || n_units == 0 {
+        return;
+    }
+    let scratches = SharedSlice::new(&mut scratch.per_thread);
+    pool.run(|thread_idx, n_threads| {
+        // SAFETY: each thread has its own index.
+        let scratch = &mut unsafe { scratches.range_mut(thread_idx..thread_idx + 1) }[0];
+        let units = share(n_units, 1, thread_idx, n_threads);
+        for part in parts.iter().flatten() {
+            let rows = part.rows(&units);
+            if !rows.is_empty() {
+                // SAFETY: the shares of different threads do not overlap.
+                unsafe { part.compute(isa, x, n_tokens, rows, scratch) };
+            }
+        }
+    });
+}
+
+/// A product whose rows, in units of [`ROW_UNIT`], follow those of the products before it.
+struct Part<'a> {
+    weight: Matrix<'a>,
+    bias: Option<&'a [f32]>,
+    out: SharedSlice<'a, f32>,
+    first_unit: usize,
+}
+
+impl<'a> Part<'a> {
+    fn new(product: &'a mut Product<'_>, x: &[f32], n_tokens: usize, n_units: &mut usize) -> Part<'a> {
+        let weight = product.weight;
+        let Matrix { n_rows, n_cols, .. } = weight;
         assert_eq!(x.len(), n_tokens * n_cols, "x is [{n_tokens}, {n_cols}]");
-        assert_eq!(p.out.len(), n_tokens * n_rows, "out is [{n_tokens}, {n_rows}]");
-        assert!(p.bias.is_none_or(|bias| bias.len() == n_rows), "bias is [{n_rows}]");
-        let out = SharedSlice::new(p.out);
-        let scratches = SharedSlice::new(&mut scratch.per_thread);
-        let (weight, bias) = (p.weight, p.bias);
-        pool.run(|thread_idx, n_threads| {
-            let rows = share(n_rows, ROW_UNIT, thread_idx, n_threads);
-            if rows.is_empty() || n_tokens == 0 {
-                return;
-            }
-            let row_bytes = weight.format.row_bytes(n_cols);
-            let bytes = &weight.bytes[rows.start * row_bytes..rows.end * row_bytes];
-            // SAFETY: each thread has its own index; threads write different columns.
-            unsafe {
-                let scratch = &mut scratches.range_mut(thread_idx..thread_idx + 1)[0];
-                let view = OutView::from_raw(out.ptr(rows.start), n_rows, n_tokens, rows.len());
-                quant::matmul(isa, weight.format, bytes, n_cols, x, view, scratch);
-                if let Some(bias) = bias {
-                    for t in 0..n_tokens {
-                        let out = std::slice::from_raw_parts_mut(out.ptr(t * n_rows + rows.start), rows.len());
-                        out.iter_mut().zip(&bias[rows.clone()]).for_each(|(out, bias)| *out += bias);
-                    }
-                }
-            }
-        });
+        assert_eq!(product.out.len(), n_tokens * n_rows, "out is [{n_tokens}, {n_rows}]");
+        assert!(product.bias.is_none_or(|bias| bias.len() == n_rows), "bias is [{n_rows}]");
+        let first_unit = *n_units;
+        *n_units += n_rows.div_ceil(ROW_UNIT);
+        Part { weight, bias: product.bias, out: SharedSlice::new(product.out), first_unit }
+    }
+
+    /// The rows of this product within a range of the units of all products.
+    fn rows(&self, units: &Range<usize>) -> Range<usize> {
+        let row = |unit: usize| (unit.saturating_sub(self.first_unit) * ROW_UNIT).min(self.weight.n_rows);
+        row(units.start)..row(units.end)
+    }
+
+    /// Computes some rows, for all tokens.
+    ///
+    /// # Safety
+    /// Nobody else computes those rows meanwhile.
+    unsafe fn compute(&self, isa: Isa, x: &[f32], n_tokens: usize, rows: Range<usize>, scratch: &mut Scratch) {
+        let Matrix { format, n_rows, n_cols, bytes } = self.weight;
+        let row_bytes = format.row_bytes(n_cols);
+        let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+        // SAFETY: columns `rows` of a matrix `[n_tokens, n_rows]`, which only this call writes.
+        let view = unsafe { OutView::from_raw(self.out.ptr(rows.start), n_rows, n_tokens, rows.len()) };
+        quant::matmul(isa, format, bytes, n_cols, x, view, scratch);
+        let Some(bias) = self.bias else { return };
+        for t in 0..n_tokens {
+            // SAFETY: as above, row by row.
+            let out = unsafe { self.out.range_mut(t * n_rows + rows.start..t * n_rows + rows.end) };
+            out.iter_mut().zip(&bias[rows.clone()]).for_each(|(out, bias)| *out += bias);
+        }
     }
 }

@@ -190,10 +190,12 @@ impl Shared {
     }
 
     fn finish_one(&self) {
-        if self.n_running.fetch_sub(1, SeqCst) == 1 && self.caller_parked.load(SeqCst) {
-            if let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner) {
-                caller.unpark();
-            }
+        let is_last = self.n_running.fetch_sub(1, SeqCst) == 1;
+        if is_last
+            && self.caller_parked.load(SeqCst)
+            && let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            caller.unpark();
         }
     }
 
