@@ -15,8 +15,7 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     // ln 2 in two parts, of which the first has so few bits that its product with n is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    const COEFFICIENTS: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
+    const COEFFICIENTS: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
     // Beyond these the result is infinity and 0 anyway. In this order, so that a NaN passes.
     let x = simd.max(simd.splat(-110.0), simd.min(simd.splat(89.0), x));

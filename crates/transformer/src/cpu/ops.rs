@@ -231,3 +231,6 @@ pub fn rope(
 fn rotate(a: &mut f32, b: &mut f32, [cos, sin]: &[f32; 2]) {
     (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
 }
+
+#[cfg(test)]
+mod tests;

@@ -292,3 +292,6 @@ impl<'a, T> SharedSlice<'a, T> {
         unsafe { self.first.add(idx) }
     }
 }
+
+#[cfg(test)]
+mod tests;
