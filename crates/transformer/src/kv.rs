@@ -4,7 +4,33 @@
 //! executor is told in each batch's block table. A block holds its tokens' keys and values of every layer.
 
 use crate::ModelSpec;
-pub use crate::cpu::attention::{BLOCK_TOKENS, KvType};
+
+/// Tokens in a KV block: small enough that a short answer wastes little, large enough that tables stay short and
+/// attention walks contiguous memory.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// The most blocks of a pool: their numbers are `u32`.
+const MAX_BLOCKS: usize = u32::MAX as usize;
+
+/// How keys and values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvType {
+    /// Half precision: half the memory and the bandwidth, an error of some 2e-4 in the logits.
+    #[default]
+    F16,
+    /// Single precision.
+    F32,
+}
+
+impl KvType {
+    /// Bytes of one value.
+    pub fn n_bytes(self) -> usize {
+        match self {
+            KvType::F16 => 2,
+            KvType::F32 => 4,
+        }
+    }
+}
 
 /// The KV pool of an executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,19 +54,6 @@ pub enum KvError {
         /// The bytes of one block.
         block_bytes: u64,
     },
-    /// The machine does not have the memory for one sequence as long as the context.
-    #[error(
-        "KV cache: one sequence of {n_ctx} tokens takes {needed_bytes} bytes, {available_bytes} are free; choose a \
-         shorter context or a size for the cache"
-    )]
-    NoRoom {
-        /// The context, in tokens.
-        n_ctx: usize,
-        /// The bytes of one full context.
-        needed_bytes: u64,
-        /// The bytes that are free.
-        available_bytes: u64,
-    },
 }
 
 impl KvGeometry {
@@ -52,32 +65,14 @@ impl KvGeometry {
         let block_bytes = block_bytes(spec, kv_type);
         match kv_bytes / block_bytes {
             0 => Err(KvError::NoBlock { kv_bytes, block_bytes }),
-            // Block ids are `u32`.
-            n => Ok(Self { kv_type, n_blocks: n.min(u64::from(u32::MAX)) as usize, block_bytes }),
+            n => Ok(Self { kv_type, n_blocks: n.min(MAX_BLOCKS as u64) as usize, block_bytes }),
         }
     }
 
-    /// The pool in which `n_seqs` sequences of `n_ctx` tokens fit, or as many as half of the `available_bytes` hold, but
-    /// one at least.
-    ///
-    /// # Errors
-    /// [`KvError::NoRoom`] where even one full sequence does not fit the available bytes.
-    pub fn for_sequences(
-        spec: &ModelSpec,
-        kv_type: KvType,
-        n_ctx: usize,
-        n_seqs: usize,
-        available_bytes: u64,
-    ) -> Result<Self, KvError> {
-        let block_bytes = block_bytes(spec, kv_type);
-        let per_sequence = n_ctx.div_ceil(BLOCK_TOKENS) as u64;
-        let needed_bytes = per_sequence * block_bytes;
-        if needed_bytes > available_bytes {
-            return Err(KvError::NoRoom { n_ctx, needed_bytes, available_bytes });
-        }
-        let share = available_bytes / 2 / block_bytes;
-        let n_blocks = (per_sequence.saturating_mul(n_seqs as u64)).min(share).max(per_sequence);
-        Ok(Self { kv_type, n_blocks: n_blocks.min(u64::from(u32::MAX)) as usize, block_bytes })
+    /// The pool in which `n_seqs` sequences of `n_ctx` tokens fit.
+    pub fn of_sequences(spec: &ModelSpec, kv_type: KvType, n_ctx: usize, n_seqs: usize) -> Self {
+        let n_blocks = n_ctx.div_ceil(BLOCK_TOKENS).saturating_mul(n_seqs).min(MAX_BLOCKS);
+        Self { kv_type, n_blocks, block_bytes: block_bytes(spec, kv_type) }
     }
 
     /// Bytes of the pool.
@@ -121,11 +116,6 @@ mod tests {
     }
 
     const BLOCK_BYTES: u64 = 196_608;
-    const FULL_CONTEXT: u64 = 2048 * BLOCK_BYTES;
-
-    fn for_sequences(n_seqs: usize, available_bytes: u64) -> Result<usize, KvError> {
-        KvGeometry::for_sequences(&reference(), KvType::F16, 32_768, n_seqs, available_bytes).map(|kv| kv.n_blocks)
-    }
 
     #[test]
     fn a_size_in_bytes_is_rounded_down_to_blocks() {
@@ -142,20 +132,9 @@ mod tests {
     }
 
     #[test]
-    fn sequences_get_full_contexts_where_memory_allows() {
-        assert_eq!(for_sequences(8, 1 << 40), Ok(8 * 2048));
-    }
-
-    #[test]
-    fn otherwise_half_of_the_free_memory_but_one_full_context_at_least() {
-        assert_eq!(for_sequences(8, 8 * FULL_CONTEXT), Ok(4 * 2048));
-        assert_eq!(for_sequences(8, FULL_CONTEXT), Ok(2048));
-    }
-
-    #[test]
-    fn a_context_larger_than_the_free_memory_is_refused_with_both_figures() {
-        let error = for_sequences(1, FULL_CONTEXT - 1).unwrap_err();
-        let (needed_bytes, available_bytes) = (FULL_CONTEXT, FULL_CONTEXT - 1);
-        assert_eq!(error, KvError::NoRoom { n_ctx: 32_768, needed_bytes, available_bytes });
+    fn sequences_get_whole_blocks_each() {
+        let kv = KvGeometry::of_sequences(&reference(), KvType::F16, 32_768, 8);
+        assert_eq!((kv.n_blocks, kv.n_bytes()), (8 * 2048, 8 * 2048 * BLOCK_BYTES));
+        assert_eq!(KvGeometry::of_sequences(&reference(), KvType::F16, 17, 3).n_blocks, 6);
     }
 }

@@ -10,7 +10,6 @@ use gguf_parser::{Gguf, TensorType, ValueError};
 use weight_loader::TensorSpec;
 
 use crate::arch;
-pub use crate::cpu::ops::RopePairs;
 
 /// The most layers: the largest dense decoders have 126.
 pub const MAX_LAYERS: usize = 1024;
@@ -77,6 +76,15 @@ pub struct Rope {
     pub scale: f32,
     /// Whether `rope_freqs.weight` divides the frequencies (Llama 3.1 and later).
     pub has_freqs: bool,
+}
+
+/// Which values of a head RoPE turns together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairs {
+    /// `(i, i + n_dims / 2)`: "NEOX"; qwen2 and most others.
+    Halves,
+    /// `(2i, 2i + 1)`: GGUF `llama` files, whose q and k rows the converter reordered for it.
+    Adjacent,
 }
 
 /// Why a GGUF file is no model that this worker can serve.

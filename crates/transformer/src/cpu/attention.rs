@@ -10,10 +10,10 @@ mod piece;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{BLOCK_TOKENS, KvCache, KvShape, KvType};
+pub use cache::{KvCache, KvShape};
 
 use super::pool::{Pool, SharedSlice};
-use crate::{Batch, Segment};
+use crate::{BLOCK_TOKENS, Batch, Segment};
 use piece::{HEAD, MAX_QUERIES, Merge, PIECE, Piece, finish};
 use quant::Isa;
 use std::ops::Range;

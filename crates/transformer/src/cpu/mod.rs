@@ -42,7 +42,8 @@ pub struct CpuOptions {
     pub max_seqs: usize,
     /// The most rows in a step.
     pub max_batch_tokens: usize,
-    /// Bytes of the KV pool. Without it: room for `max_seqs` full contexts, or half of the free memory, if that is less.
+    /// Bytes of the KV pool. Without it: room for `max_seqs` full contexts, of which the system hands out pages as they are
+    /// first written.
     pub kv_bytes: Option<u64>,
     /// How keys and values are stored.
     pub kv_type: KvType,
@@ -132,7 +133,7 @@ impl CpuExecutor {
 
         let kv = match options.kv_bytes {
             Some(kv_bytes) => KvGeometry::of_bytes(&spec, options.kv_type, kv_bytes)?,
-            None => KvGeometry::for_sequences(&spec, options.kv_type, n_ctx, options.max_seqs, available_memory())?,
+            None => KvGeometry::of_sequences(&spec, options.kv_type, n_ctx, options.max_seqs),
         };
         // A pool smaller than the context cannot hold a sequence as long as that.
         let n_ctx = n_ctx.min(kv.n_tokens());
@@ -187,20 +188,4 @@ fn check(option: &'static str, got: usize, max: usize) -> Result<(), CpuError> {
         return Ok(());
     }
     Err(CpuError::Option { option, expected: format!("1 to {max}"), got })
-}
-
-/// Bytes of memory that are free for use, as Linux estimates them.
-///
-/// Elsewhere a guess of 4 GiB, which decides nothing but the size of a KV pool that nobody asked a size for.
-fn available_memory() -> u64 {
-    const GUESS: u64 = 4 << 30;
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let kib = |line: &str| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok();
-    let machine = read("/proc/meminfo").and_then(|text| text.lines().find_map(kib)).map_or(GUESS, |kib| kib * 1024);
-    // Inside a container the control group's limit comes first.
-    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
-    match number("/sys/fs/cgroup/memory.max") {
-        Some(limit) => machine.min(limit.saturating_sub(number("/sys/fs/cgroup/memory.current").unwrap_or(0))),
-        None => machine,
-    }
 }

@@ -5,6 +5,7 @@
 
 use super::exp::exp;
 use super::pool::Pool;
+use crate::RopePairs;
 use quant::simd::Simd;
 use quant::{Isa, Kernel};
 
@@ -131,15 +132,6 @@ impl Kernel for SiluMul<'_> {
             },
         );
     }
-}
-
-/// Which elements of a head a rotation takes together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopePairs {
-    /// `(i, i + n_dims / 2)`: "NEOX"; qwen2, qwen3, phi3, gemma.
-    Halves,
-    /// `(2i, 2i + 1)`: GGUF files of `llama`, whose rows are permuted for it.
-    Adjacent,
 }
 
 /// Sine and cosine of every rotation of a batch: filled once a step, used by every layer.

@@ -1,32 +1,13 @@
 //! The paged KV cache: blocks of sixteen tokens' keys and values.
 
-use crate::Batch;
+use crate::{BLOCK_TOKENS, Batch, KvType};
 use quant::Format;
 
-/// Tokens that one KV block holds.
-pub const BLOCK_TOKENS: usize = 16;
-
-/// How keys and values are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// Half precision.
-    #[default]
-    F16,
-    /// Single precision.
-    F32,
-}
-
-impl KvType {
-    fn format(self) -> Format {
-        match self {
-            KvType::F16 => Format::F16,
-            KvType::F32 => Format::F32,
-        }
-    }
-
-    /// Bytes of one element.
-    pub fn n_bytes(self) -> usize {
-        self.format().block_bytes()
+/// The block format that a KV type is.
+fn format(ty: KvType) -> Format {
+    match ty {
+        KvType::F16 => Format::F16,
+        KvType::F32 => Format::F32,
     }
 }
 
@@ -141,7 +122,7 @@ impl KvCache {
                     let from = row * row_len + kv_head * s.d_head;
                     self.put_key(layer, block, kv_head, slot, &k[from..][..s.d_head]);
                     let offset = self.offset(layer, Side::Values, block, kv_head) + slot * s.row_bytes();
-                    quant::quantize(s.ty.format(), &v[from..][..s.d_head], &mut self.bytes[offset..][..s.row_bytes()]);
+                    quant::quantize(format(s.ty), &v[from..][..s.d_head], &mut self.bytes[offset..][..s.row_bytes()]);
                 }
             }
         }
@@ -151,7 +132,7 @@ impl KvCache {
     fn put_key(&mut self, layer: usize, block: usize, kv_head: usize, slot: usize, key: &[f32]) {
         /// Elements narrowed at a time.
         const CHUNK: usize = 64;
-        let (format, size) = (self.shape.ty.format(), self.shape.ty.n_bytes());
+        let (format, size) = (format(self.shape.ty), self.shape.ty.n_bytes());
         let mut offset = self.offset(layer, Side::Keys, block, kv_head) + slot * size;
         let mut narrow = [0; CHUNK * size_of::<f32>()];
         for key in key.chunks(CHUNK) {

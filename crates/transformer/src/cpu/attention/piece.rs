@@ -5,9 +5,10 @@
 //! So a query's bits depend on its own context alone, whether one thread walks it or several share it.
 #![allow(unsafe_code)] // Raw loads: a tile walks several blocks and queries at once.
 
-use super::cache::{BLOCK_TOKENS, KvCache, KvType};
+use super::cache::KvCache;
 use crate::BlockId;
 use crate::cpu::exp::{exp, exp_one};
+use crate::{BLOCK_TOKENS, KvType};
 use quant::Kernel;
 use quant::simd::Simd;
 

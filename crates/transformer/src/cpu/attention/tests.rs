@@ -1,7 +1,7 @@
 //! Attention against its formula in `f64`, and its bits against themselves.
 
 use super::*;
-use crate::{BlockId, Role};
+use crate::{BlockId, KvType, Role};
 use proptest::prelude::*;
 
 /// Numbers in -1..1 that depend on nothing but their place.
