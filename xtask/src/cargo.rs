@@ -1,0 +1,98 @@
+//! Running cargo, and other programs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The checkout this program was built from.
+pub(crate) fn repository_root() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package).to_path_buf()
+}
+
+/// Cargo's folder for build outputs.
+pub(crate) fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository_root().join("target"), PathBuf::from)
+}
+
+/// A command that runs cargo on this checkout, whatever the current folder.
+pub(crate) fn cargo<const N: usize>(args: [&str; N]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let [subcommand, rest @ ..] = &args[..] else { unreachable!("cargo is always given a subcommand") };
+    command.arg(subcommand).args(["--manifest-path".as_ref(), repository_root().join("Cargo.toml").as_os_str()]);
+    command.args(rest);
+    command
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be started or fails; the error shows the command.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("running {}", shown(command)))?;
+    if !status.success() {
+        bail!("{} failed ({status})", shown(command));
+    }
+    Ok(())
+}
+
+/// A command as one might type it, paths of this checkout relative.
+pub(crate) fn shown(command: &Command) -> String {
+    let root = format!("{}/", repository_root().display());
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(program).chain(command.get_args()).map(|word| word.to_string_lossy().into_owned());
+    let words: Vec<_> = words.map(|word| word.replace(&root, "")).collect();
+    words.join(" ").replace(" --manifest-path Cargo.toml", "")
+}
+
+/// Runs a cargo command that builds, progress on standard error, and returns the executables of the binary targets that
+/// it made or found up to date.
+///
+/// # Errors
+/// When the build fails.
+pub(crate) fn build(command: &mut Command) -> Result<Executables> {
+    // Cargo takes options before `--` only, which no build has.
+    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = command.output().with_context(|| format!("running {}", shown(command)))?;
+    if !output.status.success() {
+        bail!("{} failed ({})", shown(command), output.status);
+    }
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let artefacts = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let executable = |message: Value| {
+        let is_program = message["target"]["kind"][0] == "bin" && message["profile"]["test"] == false;
+        let name = message["target"]["name"].as_str().filter(|_| is_program)?.to_owned();
+        Some((name, PathBuf::from(message["executable"].as_str()?)))
+    };
+    Ok(Executables(artefacts.filter_map(executable).collect()))
+}
+
+/// Programs that a build has made, by name.
+#[derive(Debug)]
+pub(crate) struct Executables(Vec<(String, PathBuf)>);
+
+impl Executables {
+    /// The program called `name`.
+    ///
+    /// # Errors
+    /// When the build made none.
+    pub(crate) fn get(&self, name: &str) -> Result<&Path> {
+        let found = self.0.iter().find(|(built, _)| built == name);
+        found.map(|(_, path)| path.as_path()).with_context(|| format!("the build made no program {name:?}"))
+    }
+}
+
+/// What `cargo metadata` says of this workspace, dependencies of its members included by name.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn metadata() -> Result<Value> {
+    let mut command = cargo(["metadata", "--no-deps", "--format-version", "1"]);
+    let output = command.stderr(Stdio::inherit()).output().context("running cargo metadata")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed ({})", output.status);
+    }
+    serde_json::from_slice(&output.stdout).context("reading what cargo metadata says")
+}

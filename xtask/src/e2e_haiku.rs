@@ -1,0 +1,77 @@
+//! `cargo xtask e2e-haiku`: builds the worker and the haiku run, and starts the run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::cargo::{self, Executables};
+
+/// Build the worker, start it, ask it for a haiku over HTTP, and judge what it answers
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A GGUF file of yours; the built-in haiku model when left out
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Where the worker is to compute: cpu, cuda or auto
+    #[arg(long, value_parser = ["cpu", "cuda", "auto"])]
+    device: Option<String>,
+    /// A golden file of your model, in the form of models/haiku/golden_logprobs.json
+    #[arg(long, value_name = "FILE")]
+    golden: Option<PathBuf>,
+    /// Build for speed; the first build takes longer
+    #[arg(long)]
+    release: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut command = cargo::cargo(["build", "--package", "worker-orcd", "--package", "worker-tests", "--bins"]);
+    if args.release {
+        command.arg("--release");
+    }
+    if args.device.as_deref() == Some("cuda") {
+        require_cuda_feature()?;
+        command.args(["--features", "worker-orcd/cuda"]);
+    }
+    eprintln!("Building the worker and the haiku run; the first time takes a few minutes.");
+    let built = cargo::build(&mut command)?;
+    eprintln!();
+    succeed(&mut haiku(&built, args)?)
+}
+
+/// The haiku run with its defaults, from programs built before.
+pub(crate) fn run_built(built: &Executables) -> Result<()> {
+    let args = Args { model: None, device: None, golden: None, release: false };
+    succeed(&mut haiku(built, &args)?)
+}
+
+fn haiku(built: &Executables, args: &Args) -> Result<Command> {
+    let mut command = Command::new(built.get("haiku")?);
+    command.arg("--worker").arg(built.get("worker-orcd")?);
+    let files = [("--model", args.model.as_deref()), ("--golden", args.golden.as_deref())];
+    let device = ("--device", args.device.as_deref().map(Path::new));
+    for (flag, value) in files.into_iter().chain([device]) {
+        if let Some(value) = value {
+            command.arg(flag).arg(value);
+        }
+    }
+    Ok(command)
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    // The run has said what is wrong; the command that it was started with would not help.
+    if !command.status()?.success() {
+        bail!("the haiku run failed");
+    }
+    Ok(())
+}
+
+fn require_cuda_feature() -> Result<()> {
+    let metadata = cargo::metadata()?;
+    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let worker = packages.iter().find(|package| package["name"] == "worker-orcd");
+    if worker.is_none_or(|package| package["features"]["cuda"].is_null()) {
+        bail!("--device cuda: this checkout has no CUDA build yet (worker-orcd has no feature \"cuda\")");
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! `cargo xtask golden`: remakes the golden files with an independent implementation, PyTorch in float64.
+//!
+//! The files are committed, so nobody needs Python to build or test; this is for whoever adds an architecture or doubts
+//! a number. The environment goes to `target/golden-venv`, and its packages are pinned beside the script.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cargo::{repository_root, succeed, target_dir};
+
+/// Remake the golden files with the reference implementation, in a Python environment of its own
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Remake only the case of this name
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+}
+
+const SCRIPTS: &str = "crates/transformer/golden";
+const HAIKU: &str = "models/haiku/haiku-qwen2-5.8m-f16.gguf";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let root = repository_root();
+    let scripts = root.join(SCRIPTS);
+    let python = environment(&scripts)?;
+    let mut script = Command::new(python);
+    script
+        .arg(scripts.join("make_golden.py"))
+        .arg("--out")
+        .arg(scripts.join("data"))
+        .arg("--haiku")
+        .arg(root.join(HAIKU));
+    if let Some(name) = &args.only {
+        script.args(["--only", name]);
+    }
+    eprintln!("Making golden files in {SCRIPTS}/data and beside {HAIKU}");
+    succeed(&mut script)?;
+    eprintln!("Done. `git diff --stat` shows what changed; nothing should where nothing was meant to.");
+    Ok(())
+}
+
+/// The Python of an environment that holds what the scripts need, made if it is not there. Installing is left to pip
+/// each time: with everything in place it takes a second.
+fn environment(scripts: &Path) -> Result<std::path::PathBuf> {
+    let venv = target_dir().join("golden-venv");
+    let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    if !python.exists() {
+        eprintln!("Making a Python environment in {}", venv.display());
+        let mut make = Command::new("python3");
+        succeed(make.args(["-m", "venv"]).arg(&venv))
+            .context("python3 with its venv module is needed to remake goldens")?;
+    }
+    eprintln!("Installing what {SCRIPTS}/requirements.txt lists (PyTorch is large)");
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]);
+    succeed(pip.arg(scripts.join("requirements.txt")))?;
+    Ok(python)
+}
