@@ -1,1 +1,9 @@
-//! x
+//! The worker as its users meet it: a process of its own, reached over HTTP and judged by what it sends.
+//!
+//! Nothing here links the worker. [`harness`] starts the binary, receives its ready callback, speaks to its routes and
+//! reads its metrics; [`haiku`] is the end-to-end run of `cargo xtask e2e-haiku` and of the test
+//! `haiku_generation_anti_cheat`, one and the same code. What the run finds is written down before any of it is judged,
+//! so that a failure leaves evidence and not only a message.
+
+pub mod haiku;
+pub mod harness;
