@@ -17,7 +17,7 @@ pub struct ExecutorInfo {
     pub n_blocks: usize,
     /// The most rows one step may have.
     pub max_batch_tokens: usize,
-    /// The most sequences one step may have.
+    /// The most sequences, and the most sampled rows, one step may have.
     pub max_seqs: usize,
     /// Whether prompt rows and generated rows of the same tokens leave bit-identical keys, values and logits. Only then
     /// may a block written under one role be read by a sequence that would have written it under the other.

@@ -40,7 +40,7 @@ pub(super) fn read(gguf: &Gguf<'_>, traits: Traits) -> Result<ModelSpec, SpecErr
     let n_ctx = keys.count("context_length", 1..=MAX_CTX)?;
     let n_heads = keys.count("attention.head_count", 1..=MAX_HEADS)?;
     let n_kv_heads = keys.optional_count("attention.head_count_kv", 1..=MAX_HEADS)?.unwrap_or(n_heads);
-    if n_heads % n_kv_heads != 0 {
+    if !n_heads.is_multiple_of(n_kv_heads) {
         let expected = format!("a divisor of attention.head_count ({n_heads})");
         return Err(keys.invalid("attention.head_count_kv", expected, n_kv_heads));
     }
@@ -103,7 +103,7 @@ fn read_d_head(keys: &Keys<'_, '_>, d_model: usize, n_heads: usize) -> Result<us
     let d_value = keys.optional_count("attention.value_length", 1..=MAX_D_HEAD)?;
     let d_head = match keys.optional_count("attention.key_length", 1..=MAX_D_HEAD)? {
         Some(d_head) => d_head,
-        None if d_model % n_heads != 0 => {
+        None if !d_model.is_multiple_of(n_heads) => {
             let expected = format!("a divisor of embedding_length ({d_model}), or attention.key_length beside it");
             return Err(keys.invalid("attention.head_count", expected, n_heads));
         }
@@ -124,12 +124,12 @@ fn read_d_head(keys: &Keys<'_, '_>, d_model: usize, n_heads: usize) -> Result<us
 fn read_rope(keys: &Keys<'_, '_>, traits: &Traits, d_head: usize) -> Result<Rope, SpecError> {
     let positive = "a finite number above 0";
     let n_dims = match keys.optional_count("rope.dimension_count", 1..=MAX_D_HEAD)? {
-        Some(n) if n > d_head || n % 2 != 0 => {
+        Some(n) if n > d_head || !n.is_multiple_of(2) => {
             let expected = format!("an even number of at most {d_head}, the length of a head");
             return Err(keys.invalid("rope.dimension_count", expected, n));
         }
         Some(n) => n,
-        None if d_head % 2 != 0 => {
+        None if !d_head.is_multiple_of(2) => {
             return Err(keys.invalid("attention.key_length", "an even head length, or rope.dimension_count", d_head));
         }
         None => d_head,

@@ -220,6 +220,58 @@ fn logits_and_greedy_choices_are_those_of_the_reference() {
     });
 }
 
+/// One prompt of `models/haiku/golden.json`.
+#[derive(serde::Deserialize)]
+struct HaikuGolden {
+    ids: Vec<u32>,
+    /// Of the prompt's last position, rounded to six digits.
+    last_logits: Vec<f32>,
+    greedy: Vec<u32>,
+}
+
+/// One prompt of `models/haiku/golden_logprobs.json`.
+#[derive(serde::Deserialize)]
+struct HaikuLogprobs {
+    steps: Vec<HaikuStep>,
+}
+
+#[derive(serde::Deserialize)]
+struct HaikuStep {
+    id: u32,
+    logprob: f64,
+    top: Vec<(u32, f64)>,
+}
+
+/// The files that the end-to-end run compares over HTTP, here without the way through HTTP.
+#[test]
+fn the_haiku_models_own_golden_files_hold() {
+    let haiku = Case::read("haiku");
+    let folder = haiku.model.parent().unwrap();
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    let goldens: Vec<HaikuGolden> = serde_json::from_slice(&read("golden.json")).unwrap();
+    let logprobs: Vec<HaikuLogprobs> = serde_json::from_slice(&read("golden_logprobs.json")).unwrap();
+    for kv_type in [KvType::F32, KvType::F16] {
+        let mut executor = executor(haiku.bytes(), options(Isa::detect(), kv_type));
+        for (golden, logprobs) in goldens.iter().zip(&logprobs) {
+            let n_prompt = golden.ids.len();
+            let ids: Vec<u32> = golden.ids.iter().chain(&golden.greedy).copied().collect();
+            let logits = run(&mut executor, &ids, n_prompt, ());
+            let n_vocab = golden.last_logits.len();
+            let rows: Vec<&[f32]> = logits.chunks_exact(n_vocab).skip(n_prompt - 1).collect();
+            let error = relative_error(rows[0], &golden.last_logits);
+            assert!(error < gate_of_one(kv_type), "{kv_type:?}: off by {error:.1e}");
+            for ((row, greedy), step) in rows.iter().zip(&golden.greedy).zip(&logprobs.steps) {
+                assert_eq!((argmax(row) as u32, step.id), (*greedy, *greedy), "{kv_type:?}");
+                let got = log_softmax(row);
+                let of = |id: u32| got[id as usize];
+                let n = step.top.len() as f64;
+                let mean = step.top.iter().map(|&(id, want)| (of(id) - want).abs()).sum::<f64>() / n;
+                assert!(mean < MAX_MEAN_LOGPROB_ERROR && (of(step.id) - step.logprob).abs() < MAX_MEAN_LOGPROB_ERROR);
+            }
+        }
+    }
+}
+
 /// The shapes are awkward on purpose; this keeps them so.
 #[test]
 fn the_cases_are_as_awkward_as_they_claim() {
