@@ -60,7 +60,7 @@ const KEPT: &[(&str, &[&str])] = &[
 const UNKNOWN: &[(&str, &[&str])] = &[
     ("gguf-parser", &["std::fs", "std::net", "std::io", "std::thread", "std::process"]),
     ("quant", &["std::fs", "std::net", "std::io", "std::process"]),
-    ("tokenizer", &["std::fs", "std::net", "std::io", "std::process"]),
+    ("tokenizer", &["std::fs", "std::net", "std::process"]),
     ("transformer", &["File", "std::net", "std::process"]),
     ("engine", &["std::fs", "std::net", "std::io", "std::process", "Instant::now", "SystemTime::now"]),
     ("worker-http", &["std::fs", "std::process"]),
@@ -74,6 +74,7 @@ const UNSAFE: &[&str] = &[
     "crates/quant/src/direct.rs",
     "crates/quant/src/panel.rs",
     "crates/quant/src/tile.rs",
+    "crates/quant/tests/guard.rs", // puts a page that may not be read behind the last weight
     "crates/transformer/src/cpu/",
     "crates/transformer/tests/no_allocation.rs", // a global allocator that counts
     "crates/weight-loader/src/mapping.rs",
@@ -174,7 +175,9 @@ mod tests {
 
     #[test]
     fn the_house_stands_as_the_table_says() {
-        check().expect("the layering holds");
+        if let Err(fault) = check() {
+            panic!("{fault}");
+        }
     }
 
     #[test]

@@ -6,6 +6,9 @@ use std::io::{IsTerminal, Write};
 use super::record::Record;
 use super::{checks::Check, display_path};
 
+/// Characters of a finding that are shown: a model may write anything. The report has it whole.
+const MAX_SHOWN: usize = 300;
+
 /// Writes to standard output; in colour on a terminal that wants it.
 #[derive(Debug)]
 pub(super) struct Screen {
@@ -55,13 +58,15 @@ impl Screen {
     pub(super) fn haiku_end(&self, facts: &str) {
         let end = if self.colour { "\x1b[0m" } else { "" };
         let newline = if self.line_start.get() == Some(false) { "\n" } else { "" };
-        println!("{end}{newline}\n  {}\n", self.paint("2", facts));
+        println!("{end}{newline}\n  {}", self.paint("2", facts));
         self.line_start.set(None);
     }
 
     /// The verdicts, and where to read more.
     pub(super) fn verdict(&self, record: &Record) {
-        println!();
+        if !record.checks.is_empty() {
+            println!();
+        }
         for check in &record.checks {
             self.check(check);
         }
@@ -79,7 +84,11 @@ impl Screen {
 
     fn check(&self, check: &Check) {
         let mark = if check.passed { self.paint("32", "ok  ") } else { self.paint("31;1", "FAIL") };
-        println!("  {mark} {:<52} {}", check.claim, self.paint("2", &check.found));
+        let mut found: String = check.found.chars().take(MAX_SHOWN).collect();
+        if found.len() < check.found.len() {
+            found.push('\u{2026}');
+        }
+        println!("  {mark} {:<50} {}", check.claim, self.paint("2", &found));
     }
 
     fn begin_haiku(&self) -> &'static str {

@@ -175,5 +175,6 @@ fn log_tail(path: &Path) -> String {
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<_> = log.lines().collect();
     let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
-    format!("the last of its log ({}):\n  {}", path.display(), tail.join("\n  "))
+    let path = path.strip_prefix(repository_root()).unwrap_or(path);
+    format!("the last of its log, {}:\n  {}", path.display(), tail.join("\n  "))
 }
