@@ -41,13 +41,9 @@ impl Loading {
             return Self::Lines(None);
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_style(
-            ProgressStyle::with_template(
-                "{msg:>16} [{bar:40}] {percent:>3} %  {bytes} of {total_bytes}  {bytes_per_sec}  {eta}",
-            )
-            .expect("the template is constant")
-            .progress_chars("=> "),
-        );
+        bar.set_style(style(
+            "{msg:>15} [{bar:40}] {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta}",
+        ));
         bar.set_message("loading weights");
         bar.enable_steady_tick(Duration::from_millis(100));
         *ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
@@ -60,6 +56,10 @@ impl Loading {
             Self::Bar(bar) => {
                 bar.set_length(total);
                 bar.set_position(done);
+                if done == total {
+                    bar.set_style(style("{msg:>15} [{bar:40}] {decimal_total_bytes} loaded"));
+                    bar.set_message("warming up");
+                }
             }
             Self::Lines(last) => {
                 let percent = percent(done, total);
@@ -80,6 +80,11 @@ impl Drop for Loading {
             bar.finish_and_clear();
         }
     }
+}
+
+/// `template` is one of the constants above.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is well formed").progress_chars("=> ")
 }
 
 fn percent(done: u64, total: u64) -> u64 {

@@ -73,6 +73,7 @@ pub(crate) fn load(
         (vocabulary.join().expect("reading a vocabulary does not panic"), weights)
     });
     let weights = weights?;
+    let weights_at = began.elapsed();
     let tokenizer = vocabulary.with_context(in_file)?;
     let mut executor = CpuExecutor::new(
         spec.clone(),
@@ -88,15 +89,13 @@ pub(crate) fn load(
         },
     )
     .with_context(in_file)?;
+    let executor_at = began.elapsed();
     warm_up(&mut executor).with_context(in_file)?;
-    Ok(Loaded {
-        executor,
-        spec,
-        tokenizer: Arc::new(tokenizer),
-        weights,
-        quant_kind: quant_kind(&gguf),
-        took: began.elapsed(),
-    })
+    let took = began.elapsed();
+    tracing::debug!(
+        "weights and vocabulary after {weights_at:.1?}, executor after {executor_at:.1?}, first step after {took:.1?}"
+    );
+    Ok(Loaded { executor, spec, tokenizer: Arc::new(tokenizer), weights, quant_kind: quant_kind(&gguf), took })
 }
 
 /// How much goes to keys and values, and whether all of it fits into memory.
@@ -122,17 +121,11 @@ fn plan(spec: &ModelSpec, gguf: &Gguf<'_>, options: &Options) -> anyhow::Result<
     Ok(plan)
 }
 
-/// One prompt step and one decode step, so that the first request finds threads started and memory touched. The keys
-/// and values it leaves behind belong to no request.
+/// One step, so that the first request finds threads started and memory touched. The keys and values that it leaves
+/// behind belong to no request. One is enough: it costs what decoding a token costs, and time to ready counts.
 fn warm_up(executor: &mut CpuExecutor) -> anyhow::Result<()> {
     let mut batch = Batch::default();
-    let n_prompt = 2.min(executor.info().n_ctx.saturating_sub(1));
-    if n_prompt > 0 {
-        batch.push(Role::Prompt, &vec![0; n_prompt], 0, &[BlockId(0)], false);
-        executor.forward(&batch)?;
-        batch.clear();
-    }
-    batch.push(Role::Generated, &[0], n_prompt as u32, &[BlockId(0)], true);
+    batch.push(Role::Generated, &[0], 0, &[BlockId(0)], true);
     let logits = executor.forward(&batch)?;
     anyhow::ensure!(
         logits.iter().all(|x| x.is_finite()),
