@@ -4,15 +4,14 @@
 use std::borrow::Cow;
 
 use rayon::prelude::*;
-use unicode_normalization::UnicodeNormalization;
 
 use crate::TokenId;
 use crate::byte_alphabet;
 use crate::error::TokenizerError;
 use crate::merge::{Joiner, Scratch, merge};
+use crate::normalize::nfc;
 use crate::pretokenize::PreTokenizer;
 use crate::table::{Merge, PairTable, TokenTable};
-use crate::unicode::classes;
 use crate::vocab::{KEY_MERGES, Vocab};
 use crate::words::{SeenWords, WholeTokens};
 
@@ -49,11 +48,7 @@ impl Bpe {
 
     /// Appends the ids of `text`, in which no special token is looked for.
     pub(crate) fn encode(&self, tokens: &TokenTable, text: &str, out: &mut Vec<TokenId>) {
-        let text = if self.pre.normalises_to_nfc() && !classes().is_surely_nfc(text) {
-            Cow::Owned(text.nfc().collect::<String>())
-        } else {
-            Cow::Borrowed(text)
-        };
+        let text = if self.pre.normalises_to_nfc() { nfc(text) } else { Cow::Borrowed(text) };
         let mut seen = SeenWords::for_text(text.len());
         let mut scratch = Scratch::new();
         self.pre.split(&text, |piece| self.encode_piece(tokens, piece.as_bytes(), &mut seen, &mut scratch, out));

@@ -64,6 +64,7 @@ mod error;
 mod gguf;
 mod hash;
 mod merge;
+mod normalize;
 mod pretokenize;
 mod special;
 mod spm;

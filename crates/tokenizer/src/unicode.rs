@@ -19,15 +19,18 @@ pub(crate) const SPACE: u8 = 1 << 3;
 pub(crate) const PUNCTUATION: u8 = 1 << 4;
 /// Carriage return or line feed.
 pub(crate) const NEWLINE: u8 = 1 << 5;
-/// Text that holds such a character may not be in normal form C; text without any is.
+/// Text that holds such a character may not be in normal form C; text without any, all of Unicode 9.0, is.
 pub(crate) const MAY_COMPOSE: u8 = 1 << 6;
+/// Not assigned in Unicode 9.0.
+pub(crate) const SINCE_UNICODE_9: u8 = 1 << 7;
 
 const PAGE_LEN: usize = 256;
 const N_PAGES: usize = 0x11_0000 / PAGE_LEN;
 
 /// Characters outside `\p{M}` that normalisation to NFC may change or attach to what stands before them: Hangul vowels
 /// and trailing consonants, and the blocks that hold every character with a canonical singleton or excluded
-/// decomposition. Wider than needed, which costs only time; a test compares it with `unicode-normalization`.
+/// decomposition. Wider than needed, which costs only time; a test in `normalize` compares it with
+/// `unicode-normalization`.
 const NOT_SURELY_NFC: &[(u32, u32)] = &[
     (0x0340, 0x0344),
     (0x0374, 0x0374),
@@ -76,8 +79,7 @@ impl Classes {
             (r"\s", SPACE),
             (r"\p{P}", PUNCTUATION),
             (r"[\r\n]", NEWLINE),
-            // The tables of normalisation may be of a later Unicode than those of the classes.
-            (r"\p{Cn}", MAY_COMPOSE),
+            (r"\P{Age=9.0}", SINCE_UNICODE_9),
         ] {
             for (first, last) in ranges(pattern) {
                 flat[first as usize..=last as usize].iter_mut().for_each(|class| *class |= bit);
@@ -156,28 +158,6 @@ impl Classes {
             pos += len;
         }
     }
-
-    /// Whether `text` is surely in normal form C already.
-    pub(crate) fn is_surely_nfc(&self, text: &str) -> bool {
-        // Below U+0300, the first combining mark (lead byte 0xCC), every character is its own normal form.
-        let bytes = text.as_bytes();
-        if bytes.iter().fold(true, |below, byte| below & (*byte < 0xCC)) {
-            return true;
-        }
-        let mut pos = 0;
-        while pos < bytes.len() {
-            if bytes[pos] < 0xCC {
-                pos += 1;
-                continue;
-            }
-            let (class, len) = self.at(text, pos);
-            if class & MAY_COMPOSE != 0 {
-                return false;
-            }
-            pos += len;
-        }
-        true
-    }
 }
 
 /// The inclusive code point ranges that a one-class pattern stands for.
@@ -193,7 +173,6 @@ fn ranges(pattern: &str) -> Vec<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use unicode_normalization::{IsNormalized, UnicodeNormalization, char::canonical_combining_class};
 
     #[test]
     fn every_code_point_has_the_classes_of_its_regex() {
@@ -218,21 +197,5 @@ mod tests {
             assert_eq!(classes().at(text, 0), (classes().of(c as u32), c.len_utf8()), "U+{:04X}", c as u32);
         }
         assert_eq!(classes().at("ab", 2), (0, 0));
-    }
-
-    #[test]
-    fn a_character_not_marked_as_composing_is_its_own_normal_form() {
-        for c in ('\0'..=char::MAX).filter(|c| classes().of(*c as u32) & MAY_COMPOSE == 0) {
-            let quick = unicode_normalization::is_nfc_quick(std::iter::once(c));
-            assert!(quick == IsNormalized::Yes && canonical_combining_class(c) == 0, "U+{:04X}", c as u32);
-            assert!(std::iter::once(c).nfc().eq(std::iter::once(c)));
-        }
-    }
-
-    #[test]
-    fn recognises_text_that_needs_no_normalisation() {
-        assert!(classes().is_surely_nfc("plain, café, 中文, \u{1F600}"));
-        assert!(!classes().is_surely_nfc("cafe\u{301}"));
-        assert!(!classes().is_surely_nfc("\u{1112}\u{1161}"));
     }
 }
