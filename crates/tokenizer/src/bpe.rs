@@ -2,6 +2,7 @@
 //! merged in the order of the merge list.
 
 use std::borrow::Cow;
+use std::hint::black_box;
 
 use rayon::prelude::*;
 
@@ -40,7 +41,7 @@ impl Bpe {
             .map(|(chunk, merges)| resolve(tokens, merges, chunk * MERGES_PER_TASK))
             .collect::<Result<_, _>>()?;
         let mut pairs = PairTable::with_capacity(merges.len());
-        for (rank, (left, right, id)) in resolved.into_iter().flatten().enumerate() {
+        for (rank, [left, right, id]) in resolved.into_iter().flatten().enumerate() {
             pairs.insert(left, right, Merge { rank: rank as u32, id });
         }
         Ok(Bpe { pre, pairs, byte_ids: byte_ids(tokens)?, whole: WholeTokens::new(tokens.len()) })
@@ -80,7 +81,7 @@ impl Bpe {
         }
         scratch.pieces.clear();
         scratch.pieces.extend(piece.iter().map(|byte| self.byte_ids[usize::from(*byte)]));
-        merge(self, scratch);
+        merge(&PieceJoiner { pairs: &self.pairs, tokens }, scratch);
         if let Some(id) = token {
             self.whole.set(id, scratch.pieces == [id]);
         }
@@ -90,48 +91,95 @@ impl Bpe {
     }
 }
 
-impl Joiner for Bpe {
+/// Merging over a vocabulary.
+struct PieceJoiner<'a> {
+    pairs: &'a PairTable,
+    tokens: &'a TokenTable,
+}
+
+impl Joiner for PieceJoiner<'_> {
     type Piece = TokenId;
 
     #[inline]
     fn join(&self, left: TokenId, right: TokenId) -> Option<(u32, TokenId)> {
         self.pairs.find(left, right).map(|merge| (merge.rank, merge.id))
     }
+
+    fn n_merged(&self, id: TokenId) -> usize {
+        self.tokens.bytes(id).len()
+    }
+
+    fn digest(&self, id: TokenId) -> u32 {
+        id
+    }
 }
 
+/// A merge of the list: its parts end to end, and where the second begins.
+struct Parts {
+    begin: usize,
+    middle: usize,
+    end: usize,
+    hashes: [u64; 2],
+}
+
+/// Merges looked up together.
+const BATCH: usize = 64;
+
 /// The ids of the two parts and the result of each merge; `first` is the place of the first in the list.
-fn resolve(
-    tokens: &TokenTable,
-    merges: &[&str],
-    first: usize,
-) -> Result<Vec<(TokenId, TokenId, TokenId)>, TokenizerError> {
-    let mut bytes = Vec::new();
+fn resolve(tokens: &TokenTable, merges: &[&str], first: usize) -> Result<Vec<[TokenId; 3]>, TokenizerError> {
     let mut resolved = Vec::with_capacity(merges.len());
-    for (at, text) in merges.iter().enumerate() {
-        // A part is never empty, so a space in front belongs to the left part.
-        let space = text.bytes().skip(1).position(|byte| byte == b' ').map(|at| at + 1);
-        let Some((left, right)) = space.map(|at| (&text[..at], &text[at + 1..])).filter(|(_, right)| !right.is_empty())
-        else {
-            return Err(TokenizerError::BadMerge { index: first + at, got: (*text).to_owned() });
-        };
+    let (mut bytes, mut batch) = (Vec::new(), Vec::with_capacity(BATCH));
+    // Most vocabularies list the results in the order of the merges, so the next is the one behind the last.
+    let mut guess = 0;
+    for (batch_idx, merges) in merges.chunks(BATCH).enumerate() {
+        let first = first + batch_idx * BATCH;
         bytes.clear();
-        spell(left, &mut bytes);
-        let middle = bytes.len();
-        spell(right, &mut bytes);
-        let find = |bytes: &[u8], part: &[&str]| {
-            tokens.find(bytes).ok_or_else(|| TokenizerError::UnknownInMerge {
-                index: first + at,
-                got: (*text).to_owned(),
-                unknown: part.concat(),
-            })
-        };
-        resolved.push((
-            find(&bytes[..middle], &[left])?,
-            find(&bytes[middle..], &[right])?,
-            find(&bytes, &[left, right])?,
-        ));
+        batch.clear();
+        for (at, merge) in merges.iter().enumerate() {
+            let parts = parts(tokens, merge, &mut bytes)
+                .ok_or_else(|| TokenizerError::BadMerge { index: first + at, got: (*merge).to_owned() })?;
+            batch.push(parts);
+        }
+        black_box(batch.iter().flat_map(|parts| parts.hashes).fold(0, |all, hash| all ^ tokens.touch(hash)));
+        for (at, parts) in batch.iter().enumerate() {
+            let [left, right, whole] =
+                [&bytes[parts.begin..parts.middle], &bytes[parts.middle..parts.end], &bytes[parts.begin..parts.end]];
+            let result = if tokens.is_mergeable(guess, whole) { Some(guess) } else { tokens.find(whole) };
+            let [left_id, right_id] =
+                [(0, left), (1, right)].map(|(i, part)| tokens.find_hashed(parts.hashes[i], part));
+            let (Some(left_id), Some(right_id), Some(result)) = (left_id, right_id, result) else {
+                let unknown =
+                    [(left_id, left), (right_id, right), (result, whole)].into_iter().find(|it| it.0.is_none());
+                return Err(unknown_in_merge(first + at, merges[at], unknown.map_or(whole, |it| it.1)));
+            };
+            resolved.push([left_id, right_id, result]);
+            guess = result + 1;
+        }
     }
     Ok(resolved)
+}
+
+/// Spells the two parts of a merge behind each other; none if it has not two parts.
+#[inline]
+fn parts(tokens: &TokenTable, merge: &str, bytes: &mut Vec<u8>) -> Option<Parts> {
+    // A part is never empty, so a space in front belongs to the left part.
+    let at = merge.bytes().skip(1).position(|byte| byte == b' ')? + 1;
+    let (left, right) = (&merge[..at], &merge[at + 1..]);
+    if right.is_empty() {
+        return None;
+    }
+    let begin = bytes.len();
+    spell(left, bytes);
+    let middle = bytes.len();
+    spell(right, bytes);
+    let hashes = [tokens.hash(&bytes[begin..middle]), tokens.hash(&bytes[middle..])];
+    Some(Parts { begin, middle, end: bytes.len(), hashes })
+}
+
+#[cold]
+fn unknown_in_merge(index: usize, merge: &str, unknown: &[u8]) -> TokenizerError {
+    let unknown = String::from_utf8_lossy(unknown).into_owned();
+    TokenizerError::UnknownInMerge { index, got: merge.to_owned(), unknown }
 }
 
 fn spell(part: &str, bytes: &mut Vec<u8>) {

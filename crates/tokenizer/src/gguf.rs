@@ -18,20 +18,20 @@ impl<'a> Vocab<'a> {
         let metadata = &gguf.metadata;
         let id = |key| metadata.u32(key);
         let tokens = bounded(metadata.require_array(KEY_TOKENS)?)?;
+        let merges = metadata.array(KEY_MERGES)?;
+        // The two long lists, each on a core.
+        let (tokens, merges) = rayon::join(|| strings(tokens), || merges.map(strings).transpose());
         Ok(Vocab {
             model: metadata.require_str("tokenizer.ggml.model")?,
             pre: metadata.str("tokenizer.ggml.pre")?,
             name: metadata.str("general.name")?.unwrap_or(""),
-            tokens: tokens.strings()?.collect(),
+            tokens: tokens?,
             types: metadata.array(KEY_TYPES)?.map(types).transpose()?,
             scores: metadata
                 .array(KEY_SCORES)?
                 .map(|array| Ok::<_, ValueError>(array.f32s()?.collect()))
                 .transpose()?,
-            merges: metadata
-                .array(KEY_MERGES)?
-                .map(|array| Ok::<_, ValueError>(array.strings()?.collect()))
-                .transpose()?,
+            merges: merges?,
             special: SpecialIds {
                 bos: id("tokenizer.ggml.bos_token_id")?,
                 eos: id("tokenizer.ggml.eos_token_id")?,
@@ -52,6 +52,10 @@ fn bounded(array: Array<'_>) -> Result<Array<'_>, TokenizerError> {
         got if got > MAX_TOKENS => Err(TokenizerError::TooManyTokens { key: KEY_TOKENS, limit: MAX_TOKENS, got }),
         _ => Ok(array),
     }
+}
+
+fn strings<'a>(array: Array<'a>) -> Result<Vec<&'a str>, ValueError> {
+    Ok(array.strings()?.collect())
 }
 
 fn types(array: Array<'_>) -> Result<Vec<TokenType>, TokenizerError> {

@@ -155,7 +155,7 @@ impl Spm {
 }
 
 /// A piece of a word during merging: its bytes, and its token if it has one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Span {
     begin: u32,
     end: u32,
@@ -176,6 +176,16 @@ impl Joiner for WordJoiner<'_> {
         let (begin, end) = (left.begin, right.end);
         let id = self.tokens.find(&self.bytes[begin as usize..end as usize])?;
         Some((self.spm.ranks[id as usize], Span { begin, end, id: Some(id) }))
+    }
+
+    fn n_merged(&self, span: Span) -> usize {
+        // Characters: every byte but those that continue one.
+        let bytes = &self.bytes[span.begin as usize..span.end as usize];
+        bytes.iter().filter(|byte| !(0x80..0xC0).contains(*byte)).count()
+    }
+
+    fn digest(&self, span: Span) -> u32 {
+        span.begin
     }
 }
 

@@ -4,7 +4,7 @@
 //! starts, for hundreds of thousands of entries, and read for every few bytes of text.
 
 use crate::TokenId;
-use crate::hash::Seed;
+use crate::hash::{Seed, are_equal};
 use crate::vocab::TokenType;
 
 /// The bytes and type of every token, and the id of a token by its bytes.
@@ -89,10 +89,24 @@ impl TokenTable {
         None
     }
 
+    /// Begins to fetch what looking up this hash will read, so that several look-ups wait for memory at once. The result
+    /// only keeps the reads from being optimised away.
+    #[inline]
+    pub(crate) fn touch(&self, hash: u64) -> u32 {
+        let slot = self.slots[slot_of(hash, self.slots.len())];
+        self.ends.get(slot as u32 as usize).copied().unwrap_or_default()
+    }
+
     #[inline]
     fn matching(&self, slot: u64, hash: u64, bytes: &[u8]) -> Option<TokenId> {
         let id = slot as u32 - 1;
-        (tag(slot) == tag(hash) && self.bytes(id) == bytes).then_some(id)
+        (tag(slot) == tag(hash) && are_equal(self.bytes(id), bytes)).then_some(id)
+    }
+
+    /// Whether `id` is a token with these bytes that text can become.
+    #[inline]
+    pub(crate) fn is_mergeable(&self, id: TokenId, bytes: &[u8]) -> bool {
+        (id as usize) < self.len() && are_equal(self.bytes(id), bytes) && self.ty(id).is_made_by_merging()
     }
 
     /// The bytes of token `id`, which is in the vocabulary.
@@ -128,7 +142,14 @@ pub(crate) struct PairTable {
     seed: Seed,
     /// `(left << 32 | right, merge)`, [`FREE`] where free.
     slots: Vec<(u64, Merge)>,
+    /// The merges of two ids below [`N_LOW`], by both: these are most often the single bytes, and asked for most often.
+    low: Vec<Merge>,
 }
+
+const N_LOW: u32 = 256;
+
+/// No merge: the rank is one that none has.
+const NO_MERGE: Merge = Merge { rank: u32::MAX, id: 0 };
 
 /// No pair: a vocabulary has fewer than 2^32 - 1 tokens.
 const FREE: u64 = u64::MAX;
@@ -136,11 +157,20 @@ const FREE: u64 = u64::MAX;
 impl PairTable {
     /// An empty table with room for that many pairs.
     pub(crate) fn with_capacity(n_pairs: usize) -> PairTable {
-        PairTable { seed: Seed::draw(), slots: vec![(FREE, Merge { rank: 0, id: 0 }); n_slots(n_pairs)] }
+        PairTable {
+            seed: Seed::draw(),
+            slots: vec![(FREE, NO_MERGE); n_slots(n_pairs)],
+            low: vec![NO_MERGE; (N_LOW * N_LOW) as usize],
+        }
     }
 
     /// Enters a merge; of two for the same pair the first stays.
     pub(crate) fn insert(&mut self, left: TokenId, right: TokenId, merge: Merge) {
+        if left < N_LOW && right < N_LOW {
+            let low = &mut self.low[(left * N_LOW + right) as usize];
+            *low = if *low == NO_MERGE { merge } else { *low };
+            return;
+        }
         let pair = pair(left, right);
         let mut at = slot_of(self.seed.of_u64(pair), self.slots.len());
         while self.slots[at].0 != FREE {
@@ -155,6 +185,9 @@ impl PairTable {
     /// The merge of that pair.
     #[inline]
     pub(crate) fn find(&self, left: TokenId, right: TokenId) -> Option<Merge> {
+        if left < N_LOW && right < N_LOW {
+            return Some(self.low[(left * N_LOW + right) as usize]).filter(|merge| *merge != NO_MERGE);
+        }
         let pair = pair(left, right);
         let mut at = slot_of(self.seed.of_u64(pair), self.slots.len());
         loop {
@@ -174,9 +207,10 @@ fn pair(left: TokenId, right: TokenId) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// A power of two with at least as many free slots as entries, so that probing is short and ends.
+/// A power of two of which the entries fill at most three quarters, so that probing is short and ends. Not more: a
+/// smaller table stays in nearer caches.
 fn n_slots(n_entries: usize) -> usize {
-    (n_entries.max(8) * 2).next_power_of_two()
+    (n_entries.max(8) * 4).div_ceil(3).next_power_of_two()
 }
 
 /// The slot a hash begins at; from its low bits, because the high ones are the tag.
@@ -233,5 +267,9 @@ mod tests {
         pairs.insert(1, 2, Merge { rank: 1, id: 4 });
         assert_eq!(pairs.find(1, 2), Some(Merge { rank: 0, id: 3 }));
         assert_eq!(pairs.find(2, 1), None);
+        pairs.insert(1, 2000, Merge { rank: 2, id: 5 });
+        pairs.insert(1, 2000, Merge { rank: 3, id: 6 });
+        assert_eq!(pairs.find(1, 2000), Some(Merge { rank: 2, id: 5 }));
+        assert_eq!(pairs.find(2000, 1), None);
     }
 }

@@ -36,8 +36,8 @@ struct Inner {
 
 #[derive(Debug)]
 enum Kind {
-    Bpe(Bpe),
-    Spm(Spm),
+    Bpe(Box<Bpe>),
+    Spm(Box<Spm>),
 }
 
 /// What [`Tokenizer::encode`] does beside merging.
@@ -85,8 +85,8 @@ impl Tokenizer {
             None => with_sentencepiece_defaults(vocab),
         };
         let (kind, adds_bos) = match pre {
-            Some(pre) => (Kind::Bpe(Bpe::new(vocab, &tokens, pre)?), pre.adds_bos()),
-            None => (Kind::Spm(Spm::new(vocab, special.unknown, &tokens)?), true),
+            Some(pre) => (Kind::Bpe(Box::new(Bpe::new(vocab, &tokens, pre)?)), pre.adds_bos()),
+            None => (Kind::Spm(Box::new(Spm::new(vocab, special.unknown, &tokens)?)), true),
         };
         let inner = Inner {
             tokens,

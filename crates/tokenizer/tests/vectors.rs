@@ -24,8 +24,11 @@ fn read(path: PathBuf) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// A text and its ids.
+type Vector = (String, Vec<u32>);
+
 /// The tokenizer of that vocabulary, and the reference texts with their ids.
-fn load(name: &str) -> Option<(Tokenizer, Vec<(String, Vec<u32>)>)> {
+fn load(name: &str) -> Option<(Tokenizer, Vec<Vector>)> {
     let dir = vocab_dir()?;
     let file = |end: &str| read(dir.join(format!("ggml-vocab-{name}.gguf{end}")));
     let gguf = file("");
