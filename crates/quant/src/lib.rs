@@ -1,5 +1,6 @@
 //! Block formats of GGUF tensors: layout, dequantization and dot products, scalar and SIMD.
 
+mod aligned;
 mod direct;
 mod formats;
 mod isa;
@@ -8,6 +9,7 @@ mod panel;
 pub mod simd;
 mod tile;
 
+pub use aligned::Aligned;
 pub use formats::{Format, dequantize, quantize};
 pub use isa::{Isa, Kernel};
 pub use matmul::{dot, matmul};

@@ -8,7 +8,7 @@ use crate::panel::{Panels, Scratch};
 use crate::tile::{Operands, OutView};
 
 /// The most tokens whose weights are read straight from their blocks; with more, widening the weights first is faster.
-const MAX_DIRECT_TOKENS: usize = 4;
+const MAX_DIRECT_TOKENS: usize = 24;
 
 /// The dot product of one weight row with one activation row.
 ///
@@ -52,5 +52,5 @@ fn operands(format: Format, weight: &[u8], len: usize, x: &[f32], n_rows: usize,
     let row_bytes = format.row_bytes(len);
     assert_eq!(weight.len(), n_rows * row_bytes, "weight is [{n_rows}, {len}] of {format:?}");
     assert_eq!(x.len(), n_tokens * len, "x is [{n_tokens}, {len}]");
-    Operands { weight: weight.as_ptr(), row_bytes, x: x.as_ptr(), x_stride: len, len }
+    Operands { weight: weight.as_ptr(), row_stride: row_bytes, x: x.as_ptr(), x_stride: len, len }
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::needless_range_loop)] // Indices of rows and tokens, which address memory too.
 #![allow(unsafe_code)] // Runs tiles.
 
+use crate::aligned::Aligned;
 use crate::formats::{BlockFormat, F32, Format, Visitor};
 use crate::isa::Kernel;
 use crate::simd::Simd;
@@ -28,22 +29,22 @@ const TILE_ROWS: usize = 4;
 /// A panel and the accumulators of its rows by `MAX_TOKENS` tokens.
 #[derive(Debug)]
 pub struct Scratch {
-    panel: Box<[f32]>,
-    acc: Box<[f32]>,
+    panel: Aligned,
+    acc: Aligned,
 }
 
 impl Scratch {
     /// Memory for one thread.
     pub fn new() -> Scratch {
         Scratch {
-            panel: vec![0.0; PANEL_ROWS * PANEL_STRIDE].into(),
-            acc: vec![0.0; PANEL_ROWS * MAX_TOKENS * MAX_LANES].into(),
+            panel: Aligned::zeros(PANEL_ROWS * PANEL_STRIDE),
+            acc: Aligned::zeros(PANEL_ROWS * MAX_TOKENS * MAX_LANES),
         }
     }
 
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
-        size_of_val(&*self.panel) + size_of_val(&*self.acc)
+        self.panel.n_bytes() + self.acc.n_bytes()
     }
 }
 
@@ -94,16 +95,23 @@ impl<S: Simd> Visitor for WithSimd<'_, S> {
                     // SAFETY: rows and tokens of `out`, which the maker of the `Panels` says the operands have;
                     // `start + len <= ops.len`, and `start` is a multiple of every block.
                     unsafe {
-                        let from = ops.weight.add(first_row * ops.row_bytes + start / F::BLOCK_LEN * F::BLOCK_BYTES);
-                        widen::<S, F>(simd, from, ops.row_bytes, n_rows, len, &mut scratch.panel);
+                        let from = ops.weight.add(first_row * ops.row_stride + start / F::BLOCK_LEN * F::BLOCK_BYTES);
+                        widen::<S, F>(simd, from, ops.row_stride, n_rows, len, &mut scratch.panel);
                         let block = Block {
                             ops: Operands {
                                 weight: scratch.panel.as_ptr().cast(),
-                                row_bytes: PANEL_STRIDE * size_of::<f32>(),
+                                row_stride: PANEL_STRIDE * size_of::<f32>(),
                                 x: ops.x.add(first_token * ops.x_stride + start),
                                 x_stride: ops.x_stride,
                                 len,
                             },
+                            next: ops.weight.wrapping_add(if start + len < ops.len {
+                                first_row * ops.row_stride + (start + len) / F::BLOCK_LEN * F::BLOCK_BYTES
+                            } else {
+                                (first_row + n_rows) * ops.row_stride
+                            }),
+                            next_stride: ops.row_stride,
+                            next_bytes: len / F::BLOCK_LEN * F::BLOCK_BYTES,
                             first_row,
                             first_token,
                             n_rows,
@@ -111,8 +119,8 @@ impl<S: Simd> Visitor for WithSimd<'_, S> {
                             is_first: start == 0,
                             is_last: start + len == ops.len,
                         };
-                        // Rows by tokens that fill the registers: 24 sums, 4 weights and an activation of 32; 12, 1
-                        // and 3 of 16.
+                        // Rows by tokens that fill the registers: 24 sums, 4 weights and an activation of 32.
+                        // 12, 1 and 3 of 16.
                         if S::LANES == 16 {
                             block.tokens::<S, 6>(simd, &mut out, &mut scratch.acc);
                         } else {
@@ -163,6 +171,11 @@ unsafe fn widen<S: Simd, F: BlockFormat>(
 /// A panel's rows by some tokens, over one stretch of their length.
 struct Block {
     ops: Operands,
+    /// The bytes that the next panel will be widened from, asked for while this one is at work; they may lie behind the
+    /// matrix, as nobody reads them here.
+    next: *const u8,
+    next_stride: usize,
+    next_bytes: usize,
     first_row: usize,
     first_token: usize,
     n_rows: usize,
@@ -180,20 +193,24 @@ impl Block {
     /// The operands and `out` have the block's rows and tokens, and `acc` is a [`Scratch`]'s.
     #[inline(always)]
     unsafe fn tokens<S: Simd, const T: usize>(&self, simd: S, out: &mut OutView<'_>, acc: &mut [f32]) {
-        let mut token = 0;
-        // SAFETY: tokens below `n_tokens`; the rest as the caller vouches.
-        unsafe {
-            while token + T <= self.n_tokens {
-                self.rows::<S, T>(simd, out, acc, token);
-                token += T;
+        let n_tiles = self.n_tokens.div_ceil(T);
+        for tile in 0..n_tiles {
+            let token = tile * T;
+            for row in PANEL_ROWS * tile / n_tiles..PANEL_ROWS * (tile + 1) / n_tiles {
+                for offset in (0..self.next_bytes).step_by(64) {
+                    simd.prefetch(self.next.wrapping_add(row * self.next_stride + offset));
+                }
             }
-            match self.n_tokens - token {
-                0 => {}
-                1 => self.rows::<S, 1>(simd, out, acc, token),
-                2 => self.rows::<S, 2>(simd, out, acc, token),
-                3 => self.rows::<S, 3>(simd, out, acc, token),
-                4 => self.rows::<S, 4>(simd, out, acc, token),
-                _ => self.rows::<S, 5>(simd, out, acc, token),
+            // SAFETY: tokens below `n_tokens`; the rest as the caller vouches.
+            unsafe {
+                match self.n_tokens - token {
+                    n if n >= T => self.rows::<S, T>(simd, out, acc, token),
+                    1 => self.rows::<S, 1>(simd, out, acc, token),
+                    2 => self.rows::<S, 2>(simd, out, acc, token),
+                    3 => self.rows::<S, 3>(simd, out, acc, token),
+                    4 => self.rows::<S, 4>(simd, out, acc, token),
+                    _ => self.rows::<S, 5>(simd, out, acc, token),
+                }
             }
         }
     }
@@ -240,9 +257,14 @@ impl Block {
         }
         // SAFETY: as the caller vouches.
         unsafe {
-            acc = tile::<S, F32, R, T>(simd, self.ops, row, token, acc);
+            let ops = Operands {
+                weight: self.ops.weight.add(row * self.ops.row_stride),
+                x: self.ops.x.add(token * self.ops.x_stride),
+                ..self.ops
+            };
+            acc = tile::<S, F32, R, T, false>(simd, ops, acc);
             if self.is_last {
-                out.put(simd, self.first_row + row, self.first_token + token, acc);
+                out.put(simd, self.first_row + row, 1, self.first_token + token, acc);
                 return;
             }
         }

@@ -9,8 +9,8 @@ fn formats_have_the_blocks_of_their_tensor_types() {
     for format in Format::ALL {
         let ty = TensorType::ALL.iter().find(|ty| ty.name() == format.name()).expect("a type of that name");
         assert_eq!(Format::from_tensor_type(*ty), Some(*format));
-        assert_eq!(format.block_len() as u64, u64::from(ty.block_len()), "{format:?}");
-        assert_eq!(format.block_bytes() as u64, u64::from(ty.block_bytes()), "{format:?}");
+        assert_eq!(format.block_len() as u64, ty.block_len(), "{format:?}");
+        assert_eq!(format.block_bytes() as u64, ty.block_bytes(), "{format:?}");
     }
     assert_eq!(Format::from_tensor_type(TensorType::I32), None);
 }

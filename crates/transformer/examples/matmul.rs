@@ -62,7 +62,8 @@ fn main() {
         println!("{:>6} {:>7} {:>9} {:9.1}", format.name(), "-", "read", n_bytes / seconds / 1e9);
         for isa in Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Scalar) {
             for n_tokens in [1, 2, 4, 8, 32, 128, 512] {
-                let x = vec![0.01; n_tokens * D_FF];
+                let mut x = quant::Aligned::zeros(n_tokens * D_FF);
+                x.fill(0.01);
                 let mut out = vec![0.0; n_tokens * 2 * D_FF];
                 let n_layers = if n_tokens > 8 { 4 } else { N_LAYERS };
                 let seconds = best(|| {

@@ -182,6 +182,10 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_ptr(self, from: *const f32) -> __m256 {
         unsafe { _mm256_loadu_ps(from) }
     }

@@ -166,6 +166,10 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_ptr(self, from: *const f32) -> __m512 {
         unsafe { _mm512_loadu_ps(from) }
     }

@@ -73,6 +73,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `a >> N`, keeping the sign.
     fn shr_int<const N: u32>(self, a: Self::I) -> Self::I;
 
+    /// Asks for the cache line at an address, which may be any: nothing is read that is not there.
+    fn prefetch(self, from: *const u8);
     /// `LANES` values of `f32`.
     ///
     /// # Safety

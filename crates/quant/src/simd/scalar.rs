@@ -152,6 +152,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, _from: *const u8) {}
+    #[inline(always)]
     unsafe fn load_ptr(self, from: *const f32) -> [f32; N] {
         // SAFETY: the caller vouches for N values.
         unsafe { from.cast::<[f32; N]>().read_unaligned() }
