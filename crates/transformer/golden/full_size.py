@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Logits of a full-size model in float64, at some positions of one long sequence: a developer's check, not part of CI.
 
-    cargo xtask make-random qwen2.5-0.5b-random-f16.gguf
-    full_size.py qwen2.5-0.5b-random-f16.gguf --out full_size         # needs 8 GB and some minutes; see requirements.txt
-    cargo run --release -p transformer --example compare_logits -- qwen2.5-0.5b-random-f16.gguf full_size.json
+    cargo xtask make-random random-f16.gguf
+    full_size.py random-f16.gguf --out full_size         # needs 8 GB and some minutes; see requirements.txt
+    cargo run --release -p transformer --example compare_logits -- random-f16.gguf full_size.json
 
 Writes OUT.json (token ids, positions) and OUT.f32 (little-endian float32, `[n_positions, n_vocab]`).
 """
