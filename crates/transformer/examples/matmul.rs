@@ -1,11 +1,12 @@
-//! Measures the matrix products beside a plain read of the same bytes: `cargo run --release -p transformer --example
-//! matmul [n_threads]`.
+//! Measures the matrix products beside a plain read of the same bytes:
+//! `cargo run --release -p transformer --example matmul [n_threads [format]]`.
 //!
 //! Weights have the shapes of one layer of Qwen2.5-0.5B, thirty layers of them, so that they come from memory and not from
 //! a cache. GB/s count bytes of weights, GFLOP/s two operations per weight and token. Every figure is the best of some
 //! runs: the machine may be doing other things.
 
-use quant::{Format, Isa};
+use quant::simd::Simd;
+use quant::{Format, Isa, Kernel};
 use std::hint::black_box;
 use std::time::Instant;
 use transformer::cpu::matmul::{MatmulScratch, Matrix, Product, matmul};
@@ -27,18 +28,33 @@ fn best(mut run: impl FnMut()) -> f64 {
     (0..N_RUNS).map(time).fold(f64::INFINITY, f64::min)
 }
 
-/// Reads every byte, as 64-bit words in eight sums, on all threads.
-fn read(pool: &Pool, bytes: &[u8]) {
+/// Reads every byte, on all threads.
+fn read(pool: &Pool, isa: Isa, bytes: &[u8]) {
     pool.run(|thread_idx, n_threads| {
-        let part = &bytes[share(bytes.len(), 4096, thread_idx, n_threads)];
-        let mut sums = [0u64; 8];
-        for line in part.chunks_exact(64) {
-            for (sum, word) in sums.iter_mut().zip(line.chunks_exact(8)) {
-                *sum = sum.wrapping_add(u64::from_le_bytes(word.try_into().expect("8 bytes")));
+        isa.run(Read(&bytes[share(bytes.len(), 4096, thread_idx, n_threads)]));
+    });
+}
+
+/// Eight streams, prefetched, are the fastest way here.
+struct Read<'a>(&'a [u8]);
+
+impl Kernel for Read<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let stream_len = self.0.len() / 8 / 64 * 64;
+        let mut sums = [[0u64; 8]; 8];
+        for offset in (0..stream_len).step_by(64) {
+            for (stream, sums) in sums.iter_mut().enumerate() {
+                let line = &self.0[stream * stream_len + offset..][..64];
+                simd.prefetch(line.as_ptr().wrapping_add(512));
+                for (sum, word) in sums.iter_mut().zip(line.chunks_exact(8)) {
+                    *sum = sum.wrapping_add(u64::from_le_bytes(word.try_into().expect("8 bytes")));
+                }
             }
         }
         black_box(sums);
-    });
+    }
 }
 
 fn main() {
@@ -51,14 +67,15 @@ fn main() {
     println!("{:>6} {:>7} {:>9} {:>9} {:>9}", "format", "isa", "tokens", "GB/s", "GFLOP/s");
 
     let n_weights: usize = SHAPES.iter().map(|(rows, cols)| rows * cols).sum::<usize>() * N_LAYERS;
-    for format in [Format::F16, Format::Q8_0, Format::BF16] {
+    let formats = std::env::args().nth(2).map(|name| Format::from_name(&name).expect("a format"));
+    for format in formats.map_or(vec![Format::F16, Format::Q8_0], |format| vec![format]) {
         let pattern: Vec<f32> = (0..32 * 1009).map(|i| ((i * 7919) % 2003) as f32 / 2003.0 - 0.5).collect();
         let mut block = vec![0; format.row_bytes(pattern.len())];
         quant::quantize(format, &pattern, &mut block);
-        let mut bytes: Vec<u8> = block.iter().copied().cycle().take(format.row_bytes(n_weights)).collect();
+        let mut bytes = vec![0; format.row_bytes(n_weights)];
+        bytes.chunks_mut(block.len()).for_each(|to| to.copy_from_slice(&block[..to.len()]));
         let n_bytes = bytes.len() as f64;
-        bytes.shrink_to_fit();
-        let seconds = best(|| read(&pool, &bytes));
+        let seconds = best(|| read(&pool, Isa::detect(), &bytes));
         println!("{:>6} {:>7} {:>9} {:9.1}", format.name(), "-", "read", n_bytes / seconds / 1e9);
         for isa in Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Scalar) {
             for n_tokens in [1, 2, 4, 8, 32, 128, 512] {

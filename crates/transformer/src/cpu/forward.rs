@@ -3,7 +3,7 @@
 //! Source: Vaswani et al. 2017 with RMSNorm before each half (Zhang & Sennrich 2019), rotary positions (Su et al. 2021),
 //! grouped-query attention (Ainslie et al. 2023) and a gated feed-forward (Shazeer 2020).
 
-use quant::Isa;
+use quant::{Aligned, Isa};
 use weight_loader::Weights;
 
 use super::attention::{AttentionScratch, KvCache, KvShape, attend};
@@ -45,27 +45,27 @@ impl Kernels {
 /// Activations of one step, F32, row-major; taken once, for the longest step. A step uses the first rows of each.
 struct Activations {
     /// The residual stream. `[max_batch_tokens, d_model]`
-    residual: Vec<f32>,
+    residual: Aligned,
     /// What a norm made of it, or what a half of a layer adds to it. `[max_batch_tokens, d_model]`
-    hidden: Vec<f32>,
+    hidden: Aligned,
     /// `[max_batch_tokens, n_heads, d_head]`
-    q: Vec<f32>,
+    q: Aligned,
     /// `[max_batch_tokens, n_kv_heads, d_head]`
-    k: Vec<f32>,
+    k: Aligned,
     /// `[max_batch_tokens, n_kv_heads, d_head]`
-    v: Vec<f32>,
+    v: Aligned,
     /// `[max_batch_tokens, n_heads, d_head]`
-    attn: Vec<f32>,
+    attn: Aligned,
     /// `[max_batch_tokens, d_ff]`
-    gate: Vec<f32>,
+    gate: Aligned,
     /// `[max_batch_tokens, d_ff]`
-    up: Vec<f32>,
+    up: Aligned,
     /// Rows whose logits are wanted. `[max_seqs, d_model]`
-    sampled: Vec<f32>,
+    sampled: Aligned,
     /// `[max_seqs, d_model]`
-    normed: Vec<f32>,
+    normed: Aligned,
     /// `[max_seqs, n_vocab]`
-    logits: Vec<f32>,
+    logits: Aligned,
 }
 
 impl Forward {
@@ -242,19 +242,13 @@ impl Activations {
 
     fn n_bytes(&self) -> u64 {
         let Self { residual, hidden, q, k, v, attn, gate, up, sampled, normed, logits } = self;
-        [residual, hidden, q, k, v, attn, gate, up, sampled, normed, logits]
-            .iter()
-            .map(|x| size_of_val(x.as_slice()) as u64)
-            .sum()
+        [residual, hidden, q, k, v, attn, gate, up, sampled, normed, logits].iter().map(|x| x.n_bytes() as u64).sum()
     }
 }
 
 /// `[n, width]` zeros, or an error where the machine has no room for them.
-fn zeros(n: usize, width: usize) -> Result<Vec<f32>, CpuError> {
+fn zeros(n: usize, width: usize) -> Result<Aligned, CpuError> {
     let n_values = n.saturating_mul(width);
-    let mut out = Vec::new();
-    out.try_reserve_exact(n_values)
-        .map_err(|_| CpuError::Memory { what: "a step's activations", n_bytes: (n_values as u64).saturating_mul(4) })?;
-    out.resize(n_values, 0.0);
-    Ok(out)
+    let n_bytes = (n_values as u64).saturating_mul(size_of::<f32>() as u64);
+    Aligned::try_zeros(n_values).map_err(|_| CpuError::Memory { what: "a step's activations", n_bytes })
 }

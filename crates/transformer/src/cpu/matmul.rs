@@ -1,13 +1,21 @@
 //! Products of activations with weight matrices, the weights' rows divided among the threads.
 #![allow(unsafe_code)] // Threads write columns of the same output.
 
-use super::pool::{Pool, SharedSlice, share};
+use super::pool::{Pool, SharedSlice};
 use quant::{Format, Isa, OutView, Scratch};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Rows of a weight matrix are handed to threads in multiples of this: 16 outputs fill a cache line, so that no two
 /// threads write the same one.
 const ROW_UNIT: usize = 16;
+
+/// Threads take rows chunk by chunk, about this many each, so that one that the system interrupts, on a machine whose
+/// cores also serve HTTP, holds up the others by a chunk at most. More would cut the streams of weights short.
+const CHUNKS_PER_THREAD: usize = 8;
+
+/// The fewest units of a chunk: a panel's rows.
+const MIN_CHUNK: usize = 2;
 
 /// The most products of one call: query, key and value, and one to spare.
 pub const MAX_PRODUCTS: usize = 4;
@@ -95,16 +103,23 @@ pub fn matmul(
     if n_tokens == 0 || n_units == 0 {
         return;
     }
+    let chunk = n_units.div_ceil(pool.n_threads() * CHUNKS_PER_THREAD).max(MIN_CHUNK);
+    let n_taken = AtomicUsize::new(0);
     let scratches = SharedSlice::new(&mut scratch.per_thread);
-    pool.run(|thread_idx, n_threads| {
+    pool.run(|thread_idx, _| {
         // SAFETY: each thread has its own index.
         let scratch = &mut unsafe { scratches.range_mut(thread_idx..thread_idx + 1) }[0];
-        let units = share(n_units, 1, thread_idx, n_threads);
-        for part in parts.iter().flatten() {
-            let rows = part.rows(&units);
-            if !rows.is_empty() {
-                // SAFETY: the shares of different threads do not overlap.
-                unsafe { part.compute(isa, x, n_tokens, rows, scratch) };
+        loop {
+            let first = n_taken.fetch_add(chunk, Relaxed);
+            if first >= n_units {
+                return;
+            }
+            for part in parts.iter().flatten() {
+                let rows = part.rows(&(first..(first + chunk).min(n_units)));
+                if !rows.is_empty() {
+                    // SAFETY: chunks do not overlap, and each is taken once.
+                    unsafe { part.compute(isa, x, n_tokens, rows, scratch) };
+                }
             }
         }
     });

@@ -72,9 +72,9 @@ proptest! {
         rope(&Pool::new(1).expect("threads"), isa, pairs, &angles, &mut out, n_heads, d_head);
         for head in n_heads..2 * n_heads {
             let (x, out) = (&x[head * d_head..][..d_head], &out[head * d_head..][..d_head]);
-            for i in 0..half {
+            for (i, factor) in factors.iter().enumerate() {
                 let (a, b) = if adjacent { (2 * i, 2 * i + 1) } else { (i, i + half) };
-                let angle = f64::from(position) * scale * base.powf(-(2.0 * i as f64) / n_dims as f64) / f64::from(factors[i]);
+                let angle = f64::from(position) * scale * base.powf(-(2.0 * i as f64) / n_dims as f64) / f64::from(*factor);
                 let (sin, cos) = angle.sin_cos();
                 let (xa, xb) = (f64::from(x[a]), f64::from(x[b]));
                 prop_assert!((f64::from(out[a]) - (xa * cos - xb * sin)).abs() < 3e-7);
@@ -95,7 +95,7 @@ fn what_is_not_finite_stays_visible() {
         let mut out = vec![0.0; 40];
         let mut x = vec![1.0; 40];
         x[39] = f32::NAN;
-        rms_norm(&pool, isa, &x, &vec![1.0; 20], 1e-6, &mut out);
+        rms_norm(&pool, isa, &x, &[1.0; 20], 1e-6, &mut out);
         assert!(out[..20].iter().all(|x| x.is_finite()) && out[20..].iter().all(|x| x.is_nan()), "{isa:?}");
     }
 }
