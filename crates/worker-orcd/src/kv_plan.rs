@@ -56,7 +56,7 @@ pub(crate) struct KvPlan {
 /// memory.
 pub(crate) fn plan(wish: &Wish) -> anyhow::Result<KvPlan> {
     if let Some(ctx) = wish.ctx_size.filter(|ctx| *ctx > wish.model_ctx) {
-        anyhow::bail!("--ctx-size {ctx}: the model was made for at most {} tokens", wish.model_ctx);
+        anyhow::bail!("a context of {ctx} tokens was asked for, the model was made for at most {}", wish.model_ctx);
     }
     let block_bytes = BLOCK_TOKENS * wish.bytes_per_token;
     let blocks = |tokens: usize| (tokens as u64).div_ceil(BLOCK_TOKENS);
@@ -159,7 +159,10 @@ mod tests {
 
     #[test]
     fn says_what_does_not_fit() {
-        check(Wish { ctx_size: Some(32_769), ..QWEN }, Err("--ctx-size 32769: the model was made for at most 32768"));
+        check(
+            Wish { ctx_size: Some(32_769), ..QWEN },
+            Err("a context of 32769 tokens was asked for, the model was made for at most 32768"),
+        );
         check(
             Wish { ctx_size: Some(2048), pool: Pool::Bytes(10 << 20), ..QWEN },
             Err("--kv-cache-mb 10 holds 848 tokens, a context of 2048 needs 24 MiB"),

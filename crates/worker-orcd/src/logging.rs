@@ -47,16 +47,18 @@ fn filter(flag: Option<&str>, rust_log: Option<&str>, default: Quiet) -> anyhow:
     EnvFilter::try_new(text).map_err(|e| anyhow::anyhow!("{source}: cannot read the filter {text:?}: {e}"))
 }
 
-/// Standard error, with the progress bar out of the way for each write.
+/// Standard error, with the progress bar out of the way for each write. A log that nobody reads any more is no reason to
+/// fail, so errors stop here: the subscriber would report them on standard error, and panic.
 struct AboveTheBar;
 
 impl Write for AboveTheBar {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        progress::aside(|| io::stderr().write_all(bytes)).map(|()| bytes.len())
+        let _ = progress::aside(|| io::stderr().write_all(bytes));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 

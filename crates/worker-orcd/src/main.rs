@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if error.is::<output::ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", in_one_sentence(&error));
+            output::note(&format!("error: {}", in_one_sentence(&error)));
             ExitCode::FAILURE
         }
     }
@@ -69,7 +69,7 @@ fn refuse(error: &clap::Error) -> ! {
     // A closed standard output or error leaves nobody to tell.
     let _ = error.print();
     if let Some(variable) = from_environment {
-        eprintln!("The value comes from the environment variable {variable}.");
+        output::note(&format!("The value comes from the environment variable {variable}."));
     }
     std::process::exit(error.exit_code())
 }

@@ -22,6 +22,11 @@ pub(crate) fn write(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Writes a line to standard error. That nobody reads it is no reason to fail.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Whether a person reads.
 pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()

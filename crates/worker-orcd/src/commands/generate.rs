@@ -249,12 +249,12 @@ fn report(args: &GenerateArgs, model: &str, n_prompt: usize, seed: u64, answer: 
     } else if output::is_terminal() && !answer.text.ends_with('\n') {
         output::write("\n")?;
     }
-    eprintln!(
+    output::note(&format!(
         "prompt {n_prompt} tokens in {:.0} ms ({:.1} tokens/s), answer {n_answer} tokens ({decode_rate:.1} tokens/s), \
          {stop_reason}, seed {seed}",
         answer.first.as_secs_f64() * 1e3,
         rate(n_prompt, answer.first),
-    );
+    ));
     Ok(if answer.end == End::Interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 

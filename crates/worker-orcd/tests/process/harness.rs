@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -86,14 +86,19 @@ impl Worker {
 
     /// Starts `command`, which must print where it listens.
     pub(crate) fn spawn(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
-        let mut stderr = child.stderr.take().expect("piped");
-        let stderr = std::thread::spawn(move || {
+        Self::spawn_and(command, |mut stderr| {
             let mut text = String::new();
             // A worker that is killed may leave half a character.
             let _ = stderr.read_to_string(&mut text);
             text
-        });
+        })
+    }
+
+    /// Starts `command`, whose standard error is given to `read`.
+    pub(crate) fn spawn_and(command: &mut Command, read: fn(ChildStderr) -> String) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let stderr = child.stderr.take().expect("piped");
+        let stderr = std::thread::spawn(move || read(stderr));
         let line = first_line(child.stdout.take().expect("piped"));
         let address = line
             .trim()

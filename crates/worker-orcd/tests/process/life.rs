@@ -117,6 +117,19 @@ fn logs_are_json_where_asked_for() {
 }
 
 #[test]
+fn works_on_when_nobody_reads_its_log() {
+    let closed = |stderr| {
+        drop(stderr);
+        String::new()
+    };
+    let worker = Worker::spawn_and(&mut command(&["--port", "0", "--log-level", "trace"]), closed);
+    worker.wait_for("/ready", 200);
+    assert_eq!(worker.request("POST", "/execute", JOB).0, 200);
+    worker.signal("TERM");
+    assert_eq!(worker.end().0.code(), Some(0));
+}
+
+#[test]
 fn the_alias_is_the_models_name() {
     assert_eq!(Worker::start(&["--alias", "poet"]).health()["model"], "poet");
     assert_eq!(Worker::start(&[]).health()["model"], "haiku-qwen2-5.8m-f16");

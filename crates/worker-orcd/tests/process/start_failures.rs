@@ -93,7 +93,7 @@ fn a_device_that_this_build_does_not_have() {
 #[test]
 fn a_context_and_a_cache_that_do_not_go_together() {
     let error = error_of(&run(&["--port", "0", "--ctx-size", "513"]));
-    assert_eq!(error, "error: --ctx-size 513: the model was made for at most 512 tokens");
+    assert_eq!(error, "error: a context of 513 tokens was asked for, the model was made for at most 512");
     let files = Files::new();
     let wide = TinyModel { n_ctx: 100_000, ..TinyModel::default() };
     let model = files.write("wide.gguf", &wide.build());
