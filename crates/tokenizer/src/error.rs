@@ -135,16 +135,16 @@ pub enum TokenizerError {
         /// The key that asks for it.
         flag: &'static str,
     },
-    /// The texts of the tokens, or of the special ones, are too long together.
-    #[error("{key}: expected {what} of at most {limit} bytes in all, got {got}")]
+    /// A token is too long, or all are, or all special ones.
+    #[error("{key}: expected at most {limit} bytes {what}, got {got}")]
     TooLong {
         /// The metadata key.
         key: &'static str,
-        /// Which tokens.
+        /// What is too long: `in all`, `of special tokens`, `in a token`.
         what: &'static str,
-        /// The most bytes that they may have together.
+        /// The most bytes it may have.
         limit: usize,
-        /// How many they have.
+        /// How many it has.
         got: usize,
     },
 }

@@ -82,7 +82,7 @@ impl Searcher {
         }
         let got = tokens.iter().map(|(_, text, _)| text.len()).sum();
         let too_long =
-            TokenizerError::TooLong { key: KEY_TOKENS, what: "special tokens", limit: MAX_SPECIAL_BYTES, got };
+            TokenizerError::TooLong { key: KEY_TOKENS, what: "of special tokens", limit: MAX_SPECIAL_BYTES, got };
         if got > MAX_SPECIAL_BYTES {
             return Err(too_long);
         }

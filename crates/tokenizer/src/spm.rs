@@ -2,24 +2,38 @@
 //! score, and what no token spells becomes bytes.
 //!
 //! In the file a space is written U+2581; here tokens and text both hold plain spaces, which comes to the same.
+//!
+//! The file lists no merges: any two neighbours merge whose text together is a token. All such pairs are worked out once,
+//! so that merging looks up pairs of ids, as in byte-level BPE, and no text.
 
 use std::borrow::Cow;
+
+use rayon::prelude::*;
 
 use crate::TokenId;
 use crate::error::TokenizerError;
 use crate::merge::{Joiner, Scratch, merge};
-use crate::table::TokenTable;
-use crate::vocab::{KEY_SCORES, TokenType, Vocab};
+use crate::table::{Merge, PairTable, TokenTable};
+use crate::vocab::{KEY_SCORES, KEY_TOKENS, TokenType, Vocab};
 use crate::words::{SeenWords, WholeTokens};
 
 /// The character that stands for a space in the file.
 const VISIBLE_SPACE: char = '\u{2581}';
 
-/// The scores of a SentencePiece vocabulary.
+/// Added to a code point: a piece that is a character without a token. No token has such an id.
+const CHARACTER: u32 = 1 << 31;
+
+/// The longest token that can be merged to, in bytes: taking one apart costs the square of its length. Published ones
+/// stay below 100.
+const LONGEST_TOKEN: usize = 256;
+
+/// Tokens that one task takes apart.
+const TOKENS_PER_TASK: usize = 4096;
+
+/// The pairs and bytes of a SentencePiece vocabulary.
 #[derive(Debug)]
 pub(crate) struct Spm {
-    /// For each token, its rank: the higher the score, the lower the rank.
-    ranks: Vec<u32>,
+    pairs: PairTable,
     /// The ids for each byte of a character without a token of its own.
     byte_ids: [Option<TokenId>; 256],
     unknown: Option<TokenId>,
@@ -30,7 +44,7 @@ pub(crate) struct Spm {
 }
 
 impl Spm {
-    /// Checks the scores and byte tokens of `vocab`.
+    /// Checks the scores and byte tokens of `vocab`, and works out its pairs.
     pub(crate) fn new(vocab: &Vocab<'_>, unknown: Option<TokenId>, tokens: &TokenTable) -> Result<Spm, TokenizerError> {
         let scores = vocab
             .scores
@@ -46,6 +60,10 @@ impl Spm {
             match (tokens.ty(id), bytes) {
                 (TokenType::Byte, [byte]) => byte_ids[usize::from(*byte)] = Some(id),
                 (ty, _) if ty.is_made_by_merging() => {
+                    let (what, limit, got) = ("in a token", LONGEST_TOKEN, bytes.len());
+                    if got > limit {
+                        return Err(TokenizerError::TooLong { key: KEY_TOKENS, what, limit, got });
+                    }
                     spaces_begin_words &= !bytes.windows(2).any(|pair| pair[0] != b' ' && pair[1] == b' ');
                 }
                 _ => {}
@@ -55,7 +73,7 @@ impl Spm {
             return Err(TokenizerError::MissingByteToken { byte: byte as u8 });
         }
         Ok(Spm {
-            ranks: scores.iter().map(|score| rank_of(*score)).collect(),
+            pairs: pairs(tokens, scores),
             byte_ids,
             unknown,
             add_space_prefix: vocab.add_space_prefix.unwrap_or(true),
@@ -103,7 +121,7 @@ impl Spm {
         tokens: &TokenTable,
         word: &'t str,
         seen: &mut SeenWords<'t>,
-        scratch: &mut Scratch<Span>,
+        scratch: &mut Scratch<u32>,
         out: &mut Vec<TokenId>,
     ) {
         let bytes = word.as_bytes();
@@ -118,18 +136,17 @@ impl Spm {
         if seen.repeat(hash, bytes, out) {
             return;
         }
-        let joiner = WordJoiner { spm: self, tokens, bytes };
         scratch.pieces.clear();
         scratch.pieces.extend(word.char_indices().map(|(at, c)| {
-            let (begin, end) = (at as u32, (at + c.len_utf8()) as u32);
-            Span { begin, end, id: tokens.find(&bytes[at..end as usize]) }
+            let character = &bytes[at..at + c.len_utf8()];
+            tokens.find(character).unwrap_or(CHARACTER | c as u32)
         }));
-        merge(&joiner, scratch);
+        merge(&PieceJoiner { pairs: &self.pairs, tokens }, scratch);
         let begin = out.len();
-        for span in &scratch.pieces {
-            match span.id {
-                Some(id) => out.push(id),
-                None => self.push_bytes(&bytes[span.begin as usize..span.end as usize], out),
+        for piece in &scratch.pieces {
+            match char::from_u32(piece ^ CHARACTER) {
+                Some(c) if *piece >= CHARACTER => self.push_bytes(c.encode_utf8(&mut [0; 4]).as_bytes(), out),
+                _ => out.push(*piece),
             }
         }
         if let Some(id) = token {
@@ -154,39 +171,56 @@ impl Spm {
     }
 }
 
-/// A piece of a word during merging: its bytes, and its token if it has one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Span {
-    begin: u32,
-    end: u32,
-    id: Option<TokenId>,
-}
-
-struct WordJoiner<'a> {
-    spm: &'a Spm,
+/// Merging over a vocabulary. A piece is a token's id, or a [`CHARACTER`].
+struct PieceJoiner<'a> {
+    pairs: &'a PairTable,
     tokens: &'a TokenTable,
-    bytes: &'a [u8],
 }
 
-impl Joiner for WordJoiner<'_> {
-    type Piece = Span;
+impl Joiner for PieceJoiner<'_> {
+    type Piece = u32;
 
     #[inline]
-    fn join(&self, left: Span, right: Span) -> Option<(u32, Span)> {
-        let (begin, end) = (left.begin, right.end);
-        let id = self.tokens.find(&self.bytes[begin as usize..end as usize])?;
-        Some((self.spm.ranks[id as usize], Span { begin, end, id: Some(id) }))
+    fn join(&self, left: u32, right: u32) -> Option<(u32, u32)> {
+        self.pairs.find(left, right).map(|merge| (merge.rank, merge.id))
     }
 
-    fn n_merged(&self, span: Span) -> usize {
+    fn n_merged(&self, piece: u32) -> usize {
+        if piece >= CHARACTER {
+            return 1;
+        }
         // Characters: every byte but those that continue one.
-        let bytes = &self.bytes[span.begin as usize..span.end as usize];
-        bytes.iter().filter(|byte| !(0x80..0xC0).contains(*byte)).count()
+        self.tokens.bytes(piece).iter().filter(|byte| !(0x80..0xC0).contains(*byte)).count()
     }
 
-    fn digest(&self, span: Span) -> u32 {
-        span.begin
+    fn digest(&self, piece: u32) -> u32 {
+        piece
     }
+}
+
+/// Every pair of pieces whose text together is a token.
+fn pairs(tokens: &TokenTable, scores: &[f32]) -> PairTable {
+    let piece = |text: &str| {
+        let is_character = || text.chars().nth(1).is_none();
+        let character = || text.chars().next().filter(|_| is_character()).map(|c| CHARACTER | c as u32);
+        tokens.find(text.as_bytes()).or_else(character)
+    };
+    let of_token = |id: &usize| {
+        let id = *id as TokenId;
+        // Texts are those of strings; another token of the same text is never made.
+        let text = std::str::from_utf8(tokens.bytes(id)).unwrap_or_default();
+        let is_made = tokens.find(text.as_bytes()) == Some(id);
+        let cuts = text.char_indices().skip(1).filter(move |_| is_made);
+        cuts.filter_map(move |(at, _)| Some((piece(&text[..at])?, piece(&text[at..])?, id))).collect::<Vec<_>>()
+    };
+    let ids: Vec<usize> = (0..tokens.len()).collect();
+    let found: Vec<Vec<_>> =
+        ids.par_chunks(TOKENS_PER_TASK).map(|ids| ids.iter().flat_map(of_token).collect()).collect();
+    let mut pairs = PairTable::with_capacity(found.iter().map(Vec::len).sum());
+    for (left, right, id) in found.into_iter().flatten() {
+        pairs.insert(left, right, Merge { rank: rank_of(scores[id as usize]), id });
+    }
+    pairs
 }
 
 /// A number that falls as the score rises, and is less than [`NEVER`](crate::merge::NEVER) for every score but NaN.

@@ -140,7 +140,7 @@ impl Vocab<'_> {
         }
         let got = self.tokens.iter().map(|token| token.len()).sum();
         if got > MAX_TOKEN_BYTES {
-            return Err(TokenizerError::TooLong { key: KEY_TOKENS, what: "tokens", limit: MAX_TOKEN_BYTES, got });
+            return Err(TokenizerError::TooLong { key: KEY_TOKENS, what: "in all", limit: MAX_TOKEN_BYTES, got });
         }
         let lengths =
             [(KEY_TYPES, self.types.as_ref().map(Vec::len)), (KEY_SCORES, self.scores.as_ref().map(Vec::len))];

@@ -235,6 +235,15 @@ fn rejects_byte_tokens_that_name_no_byte() {
 }
 
 #[test]
+fn rejects_a_piece_that_is_too_long_to_take_apart() {
+    let long = "a".repeat(300);
+    check(
+        spm_without(&[TOKENS]).strs(TOKENS, &["<unk>", "<s>", "</s>", &long, "<0x0A>"]),
+        "tokenizer.ggml.tokens: expected at most 256 bytes in a token, got 300",
+    );
+}
+
+#[test]
 fn rejects_scores_without_an_order() {
     check(
         spm_without(&[SCORES]).f32s(SCORES, &[0.0, 0.0, 0.0, f32::NAN, 0.0]),
@@ -276,10 +285,7 @@ fn rejects_special_tokens_that_are_too_long_to_search_for() {
         types[258] = 4;
         bpe_without(&[TOKENS, TYPES]).strs(TOKENS, &tokens).i32s(TYPES, &types)
     };
-    check(
-        vocab(5 << 20),
-        "tokenizer.ggml.tokens: expected special tokens of at most 4194304 bytes in all, got 5242880",
-    );
+    check(vocab(5 << 20), "tokenizer.ggml.tokens: expected at most 4194304 bytes of special tokens, got 5242880");
 }
 
 #[test]
