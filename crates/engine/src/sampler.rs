@@ -79,7 +79,8 @@ impl Sampler {
             for &id in history {
                 let logit = &mut self.adjusted[id as usize];
                 *logit = if *logit > 0.0 {
-                    *logit / sampling.repetition_penalty
+                    // Against a penalty near 0, which is allowed, the quotient is beyond F32; it is then certain enough.
+                    (*logit / sampling.repetition_penalty).min(f32::MAX)
                 } else {
                     *logit * sampling.repetition_penalty
                 };

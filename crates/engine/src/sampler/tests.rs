@@ -142,6 +142,15 @@ fn draws_each_token_as_often_as_its_probability_says() {
 }
 
 #[test]
+fn the_least_repetition_penalty_overflows_nothing() {
+    let mut sampler = Sampler::new(3);
+    for temperature in [0.0, 1e-30, 1.0] {
+        let sampling = Sampling { temperature, repetition_penalty: f32::MIN_POSITIVE, ..PLAIN };
+        assert_eq!(sampler.choose(&[5.0, 30.0, -1.0], &sampling, &[0, 2], 7, 9), Ok(0));
+    }
+}
+
+#[test]
 fn the_repetition_penalty_divides_positive_and_multiplies_negative_logits() {
     let mut sampler = Sampler::new(3);
     let penalized = Sampling { repetition_penalty: 2.0, ..GREEDY };
