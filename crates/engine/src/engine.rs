@@ -45,7 +45,7 @@ impl Engine {
             memory: executor.memory(),
             info,
         };
-        let inner = Inner { commands: Vec::new(), n_live: 0, deadline: None, has_ended: false, snapshot };
+        let inner = Inner { commands: Vec::new(), n_live: 0, n_leaving: 0, deadline: None, has_ended: false, snapshot };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             to_engine: Condvar::new(),
@@ -132,6 +132,8 @@ pub(crate) struct Inner {
     pub(crate) commands: Vec<Command>,
     /// Requests accepted whose last event is not sent yet.
     pub(crate) n_live: usize,
+    /// Of these, the ones whose job was dropped: the engine ends them before its next step.
+    pub(crate) n_leaving: usize,
     /// When to cut off what is still running.
     pub(crate) deadline: Option<Instant>,
     /// The thread is done and the executor gone.
@@ -158,9 +160,10 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cancel(&self, id: JobId) {
+    fn cancel(&self, id: JobId, is_dropped: bool) {
         let mut inner = self.lock();
         if !inner.has_ended {
+            inner.n_leaving += usize::from(is_dropped);
             inner.commands.push(Command::Cancel(id));
             self.to_engine.notify_one();
         }
@@ -199,7 +202,8 @@ impl EngineHandle {
     ///
     /// # Errors
     /// At once, without asking the engine's thread: a request that breaks a rule of [`Request`], that could never fit, or
-    /// for which the queue has no place. The queue is full when `max_seqs + queue_limit` requests are live.
+    /// for which the queue has no place. The queue is full when `max_seqs + queue_limit` requests are live. Up to `max_seqs`
+    /// whose jobs were dropped no longer count, although the engine ends them only after the step that it is in.
     pub fn submit(&self, request: Request) -> Result<Job, SubmitError> {
         let shared = &self.owner.shared;
         shared.limits.check(&request)?;
@@ -209,8 +213,9 @@ impl EngineHandle {
         if inner.snapshot.state != EngineState::Ready {
             return Err(SubmitError::NotAccepting(inner.snapshot.state.name()));
         }
-        let waiting = inner.n_live.saturating_sub(shared.limits.max_seqs);
-        if inner.n_live >= shared.limits.max_seqs + shared.limits.queue_limit {
+        let n_live = inner.n_live.saturating_sub(inner.n_leaving.min(shared.limits.max_seqs));
+        let waiting = n_live.saturating_sub(shared.limits.max_seqs);
+        if n_live >= shared.limits.max_seqs + shared.limits.queue_limit {
             return Err(SubmitError::QueueFull { waiting, limit: shared.limits.queue_limit });
         }
         let id = JobId(shared.last_id.fetch_add(1, Ordering::Relaxed) + 1);
@@ -224,7 +229,7 @@ impl EngineHandle {
     /// Ends a request before the engine's next step, with [`crate::FailureKind::Cancelled`]. Any number of times; ids of
     /// requests that have ended, or never were, are ignored.
     pub fn cancel(&self, id: JobId) {
-        self.owner.shared.cancel(id);
+        self.owner.shared.cancel(id, false);
     }
 
     /// The engine at this moment. Cheap: a short lock and a copy.
@@ -310,7 +315,7 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.shared.cancel(self.id);
+            self.shared.cancel(self.id, true);
         }
     }
 }

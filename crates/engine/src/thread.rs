@@ -87,6 +87,7 @@ fn take_commands(scheduler: &mut Scheduler, shared: &Shared, outlet: &mut Outlet
         inner = shared.to_engine.wait(inner).unwrap_or_else(PoisonError::into_inner);
     }
     std::mem::swap(&mut inner.commands, &mut outlet.commands);
+    outlet.n_left = inner.n_leaving;
     let deadline = inner.deadline;
     drop(inner);
     for command in outlet.commands.drain(..) {
@@ -109,6 +110,8 @@ fn take_commands(scheduler: &mut Scheduler, shared: &Shared, outlet: &mut Outlet
 struct Outlet {
     /// Commands taken and not handed over yet; a buffer that is used again.
     commands: Vec<Command>,
+    /// How many of these are of dropped jobs; `Inner::n_leaving` counts them until they are ended.
+    n_left: usize,
     /// Events not sent yet.
     events: Events,
     /// Of every live request.
@@ -122,6 +125,7 @@ impl Outlet {
         let totals = scheduler.totals();
         let mut inner = shared.lock();
         inner.n_live -= self.events.iter().filter(|(_, event)| event.is_last()).count();
+        inner.n_leaving -= std::mem::take(&mut self.n_left);
         let snapshot = &mut inner.snapshot;
         snapshot.running = scheduler.n_running();
         snapshot.kv_blocks_used = scheduler.pool().n_used();
