@@ -28,6 +28,7 @@ pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// that takes longer than [`BODY_READ_TIMEOUT`].
 pub(crate) async fn read_json(request: Request) -> Result<String, ApiError> {
     let is_json = is_json(request.headers());
+    let announced = request.headers().get(header::CONTENT_TYPE).map(|value| format!("{value:?}"));
     let bytes = match tokio::time::timeout(BODY_READ_TIMEOUT, read(request)).await {
         Ok(read) => read?,
         Err(_) => {
@@ -36,7 +37,8 @@ pub(crate) async fn read_json(request: Request) -> Result<String, ApiError> {
         }
     };
     if !is_json {
-        let message = "content-type: expected application/json";
+        let message =
+            format!("content-type: expected application/json, got {}", announced.as_deref().unwrap_or("none"));
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
     String::from_utf8(bytes).map_err(|error| {

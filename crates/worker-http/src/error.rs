@@ -139,7 +139,7 @@ impl ApiError {
     pub fn fields(errors: Vec<FieldError>) -> Self {
         let message = match errors.as_slice() {
             [only] => only.message.clone(),
-            all => format!("{} fields are invalid", all.len()),
+            all => format!("{} faults, listed in errors", all.len()),
         };
         Self { code: ErrorCode::InvalidRequest, message, errors }
     }

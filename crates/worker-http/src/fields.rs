@@ -99,7 +99,9 @@ impl<'a> Fields<'a> {
             return None;
         }
         let texts = list.first.iter().enumerate();
-        texts.map(|(i, raw)| self.text(field, raw, rule, &format!("{field}[{i}]"))).collect()
+        // Each is read although one before it is wrong: every fault at once.
+        let texts: Vec<_> = texts.map(|(i, raw)| self.text(field, raw, rule, &format!("{field}[{i}]"))).collect();
+        texts.into_iter().collect()
     }
 
     /// An integer in `range`. `4.0` is one, as in JSON Schema; `4.5` is not.

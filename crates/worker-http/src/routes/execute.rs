@@ -255,6 +255,13 @@ mod tests {
     }
 
     #[test]
+    fn names_every_fault_of_a_list() {
+        let faults = error(&body_with("stop", json!(["fine", "", 5]))).errors;
+        let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
+        assert_eq!(messages, ["stop[1]: expected 1 to 100 bytes, got 0", "stop[2]: expected a string, got a number"]);
+    }
+
+    #[test]
     fn says_where_the_json_breaks_off_and_never_quotes_it() {
         let check = |body: &str| error(body).message;
         let messages = [

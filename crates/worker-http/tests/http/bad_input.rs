@@ -92,7 +92,10 @@ async fn a_body_must_be_announced_as_json() {
         }
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 415);
-        assert_eq!(response.json::<Value>().await.unwrap()["code"], "UNSUPPORTED_MEDIA_TYPE");
+        let error: Value = response.json().await.unwrap();
+        assert_eq!(error["code"], "UNSUPPORTED_MEDIA_TYPE");
+        let got = content_type.map_or("none".to_string(), |content_type| format!("{content_type:?}"));
+        assert_eq!(error["message"], format!("content-type: expected application/json, got {got}"));
     }
 }
 
