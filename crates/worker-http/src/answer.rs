@@ -21,8 +21,10 @@ pub(crate) struct AnswerText {
 }
 
 impl AnswerText {
-    pub(crate) fn new(decoder: StreamDecoder, stops: &[String]) -> Self {
-        Self { decoder, stops: StopMatcher::new(stops), n_tokens: 0, waiting: None }
+    /// The answer to a prompt: a space that it begins with is its own, also where the vocabulary puts one in front of
+    /// every text.
+    pub(crate) fn new(tokenizer: &Tokenizer, stops: &[String]) -> Self {
+        Self { decoder: tokenizer.stream_continuation(), stops: StopMatcher::new(stops), n_tokens: 0, waiting: None }
     }
 
     /// Ids taken so far.
@@ -79,4 +81,27 @@ fn named(tokenizer: &Tokenizer, logprobs: engine::TokenLogprobs) -> TokenLogprob
         logprob: top.logprob,
     });
     TokenLogprobs { logprob: logprobs.logprob, top: top.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use gguf_parser::Gguf;
+    use test_support::gguf::GgufBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_space_in_front_of_an_answer_stays() {
+        let file = GgufBuilder::new()
+            .str("tokenizer.ggml.model", "llama")
+            .strs("tokenizer.ggml.tokens", &["<unk>", "<s>", "</s>", "\u{2581}world", "\u{2581}"])
+            .f32s("tokenizer.ggml.scores", &[0.0; 5])
+            .i32s("tokenizer.ggml.token_type", &[2, 3, 3, 1, 1])
+            .build();
+        let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&file).unwrap()).unwrap();
+        assert_eq!(tokenizer.decode(&[3]), "world", "as a text of its own");
+        let mut due = Vec::new();
+        AnswerText::new(&tokenizer, &[]).push(&tokenizer, Token { id: 3, logprobs: None }, &mut due);
+        assert_eq!(due[0].t, " world");
+    }
 }

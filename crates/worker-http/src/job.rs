@@ -35,6 +35,12 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 /// under a millisecond.
 const INLINE_ENCODE_BYTES: usize = 4096;
 
+/// A seed for a request that names none: 53 random bits, so that every JSON reader, JavaScript's too, gives back the very
+/// seed that was reported.
+pub fn drawn_seed() -> u64 {
+    rand::random::<u64>() >> 11
+}
+
 /// A job as a client asks for it, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct JobRequest {
@@ -56,15 +62,15 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc:
     let received = Instant::now();
     let served = state.ready()?;
     let Some(live) = state.jobs().begin(&request.job_id) else {
-        return Err(ApiError::new(ErrorCode::DuplicateJob, "job_id: a live job has this name"));
+        let message = format!("job_id: expected a name that no live job has, got {:?}", request.job_id);
+        return Err(ApiError::new(ErrorCode::DuplicateJob, message));
     };
     let prompt = tokio::select! {
         prompt = encode(state, &served.tokenizer, request.prompt) => prompt?,
         () = live.cancelled() => return Err(cancelled()),
     };
     let n_prompt = prompt.len();
-    // 53 bits: every JSON reader, JavaScript's too, gives back the very seed that was reported.
-    let seed = request.seed.unwrap_or_else(|| rand::random::<u64>() >> 11);
+    let seed = request.seed.unwrap_or_else(drawn_seed);
     let job = served.engine.submit(Request {
         prompt,
         max_tokens: request.max_tokens,
@@ -79,7 +85,7 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc:
         state: state.clone(),
         job,
         live,
-        answer: AnswerText::new(served.tokenizer.stream(), &request.stop),
+        answer: AnswerText::new(&served.tokenizer, &request.stop),
         tokenizer: Arc::clone(&served.tokenizer),
         stop: request.stop,
         events,
@@ -161,7 +167,8 @@ impl Follower {
                 () = self.live.cancelled() => break Outcome::Error(cancelled()),
                 () = self.events.closed() => break Outcome::Disconnected,
                 () = &mut timeout => {
-                    let message = "the job took longer than this worker allows";
+                    let limit = self.state.settings().inference_timeout.unwrap_or_default().as_secs_f64();
+                    let message = format!("the job took longer than the {limit} s that this worker allows");
                     break Outcome::Error(ApiError::new(ErrorCode::InferenceTimeout, message));
                 }
                 event = self.job.recv() => event,

@@ -57,7 +57,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use body::{BODY_READ_TIMEOUT, MAX_BODY_BYTES};
 pub use correlation::CORRELATION_ID;
 pub use error::{ApiError, ErrorCode, FieldError, RETRY_AFTER_SECS};
-pub use job::MAX_TOKENS;
+pub use job::{MAX_TOKENS, drawn_seed};
 pub use server::{ServerLimits, serve};
 pub use state::{AppState, KEEP_ALIVE, ModelFacts, Phase, Served, Settings};
 pub use stop::{Scan, StopMatcher};

@@ -133,7 +133,9 @@ async fn a_name_is_taken_while_its_job_is_live() {
     let mut stream = worker.execute("job-1", "hi", json!({})).await;
     let refused = worker.post("/execute", &json!({ "job_id": "job-1", "prompt": "hi" })).await;
     assert_eq!(refused.status(), 409);
-    assert_eq!(code(&refused.json().await.unwrap()), "DUPLICATE_JOB");
+    let error: Value = refused.json().await.unwrap();
+    assert_eq!(code(&error), "DUPLICATE_JOB");
+    assert_eq!(error["message"], "job_id: expected a name that no live job has, got \"job-1\"");
     worker.control.release();
     while stream.event().await.unwrap()["type"] != "end" {}
     // Whoever has read the terminal event may use the name again at once.
@@ -194,6 +196,7 @@ async fn a_job_that_takes_too_long_is_cut_off() {
     let begun = Instant::now();
     let answer = worker.execute("job-1", "hi", json!({})).await.rest().await;
     assert_eq!(code(&answer.last), "INFERENCE_TIMEOUT");
+    assert_eq!(answer.last["message"], "the job took longer than the 0.1 s that this worker allows");
     assert!(begun.elapsed() >= Duration::from_millis(100));
     worker.control.release();
     worker.wait_until_free().await;
