@@ -17,7 +17,7 @@ use crate::answer::AnswerText;
 use crate::error::{ApiError, ErrorCode};
 use crate::event::{End, Event, JobMetrics, Started, StopReason, TokenEvent};
 use crate::live::LiveJob;
-use crate::state::AppState;
+use crate::state::{AppState, SHUTTING_DOWN};
 
 /// The most tokens one job may generate.
 pub const MAX_TOKENS: u64 = 2048;
@@ -166,6 +166,9 @@ impl Follower {
                 biased;
                 () = self.live.cancelled() => break Outcome::Error(cancelled()),
                 () = self.events.closed() => break Outcome::Disconnected,
+                () = self.state.cut_off_requested() => {
+                    break Outcome::Error(ApiError::new(ErrorCode::NotReady, SHUTTING_DOWN));
+                }
                 () = &mut timeout => {
                     let limit = self.state.settings().inference_timeout.unwrap_or_default().as_secs_f64();
                     let message = format!("the job took longer than the {limit} s that this worker allows");

@@ -82,8 +82,12 @@ struct Inner {
     jobs: LiveJobs,
     metrics: Metrics,
     shutdown: CancellationToken,
+    cut_off: CancellationToken,
     encoders: Arc<Semaphore>,
 }
+
+/// What refused and cut-off jobs are told.
+pub(crate) const SHUTTING_DOWN: &str = "the worker is shutting down";
 
 /// Long prompts encoded at a time. A burst of them must not take the processors from the jobs that are running.
 const MAX_ENCODERS: usize = 2;
@@ -100,6 +104,7 @@ impl AppState {
             jobs: LiveJobs::new(),
             metrics,
             shutdown: CancellationToken::new(),
+            cut_off: CancellationToken::new(),
             encoders: Arc::new(Semaphore::new(MAX_ENCODERS)),
         }))
     }
@@ -135,6 +140,13 @@ impl AppState {
         tokio::time::timeout(limit, self.0.jobs.wait_until_idle()).await.is_ok()
     }
 
+    /// Ends the jobs that are still live with an error that says why: for a drain that has taken long enough. They end at
+    /// once, however long the engine's step takes in which they are.
+    pub fn cut_off(&self) {
+        self.begin_drain();
+        self.0.cut_off.cancel();
+    }
+
     /// Where the worker is in its life. An engine that has failed makes the worker a failed one.
     pub fn phase(&self) -> Phase {
         let phase = self.0.phase.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -159,6 +171,11 @@ impl AppState {
     pub(crate) fn request_shutdown(&self) {
         self.begin_drain();
         self.0.shutdown.cancel();
+    }
+
+    /// Returns once live jobs are to end.
+    pub(crate) async fn cut_off_requested(&self) {
+        self.0.cut_off.cancelled().await;
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -200,7 +217,7 @@ impl AppState {
         let why = match (self.phase(), self.served()) {
             (Phase::Ready, Some(served)) => return Ok(served),
             (Phase::Ready | Phase::Loading(_), _) => "the model is still loading".to_string(),
-            (Phase::Draining, _) => "the worker is shutting down".to_string(),
+            (Phase::Draining, _) => SHUTTING_DOWN.to_string(),
             (Phase::Failed(reason), _) => format!("the worker has failed: {reason}"),
         };
         Err(ApiError::new(ErrorCode::NotReady, why))

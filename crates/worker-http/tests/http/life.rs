@@ -148,19 +148,30 @@ async fn a_drain_finishes_what_is_live_and_refuses_what_is_new() {
 }
 
 #[tokio::test]
-async fn a_job_that_outlives_the_drain_is_told_so() {
-    let worker = Worker::start().await;
+async fn jobs_that_outlive_the_drain_are_told_so_although_the_engine_is_in_a_step() {
+    let mut config = Config::default();
+    config.engine.max_seqs = 1;
+    let worker = Worker::start_with(config).await;
     worker.script(&"a".repeat(2000));
-    worker.control.set_delay(Duration::from_millis(20));
-    let mut stream = worker.execute("job-1", "hi", json!({})).await;
-    stream.expect("started").await;
+    worker.control.hold_after(1);
+    let mut running = worker.execute("running", "hi", json!({})).await;
+    running.expect("started").await;
+    running.expect("token").await;
+    let mut queued = worker.execute("queued", "hi", json!({})).await;
+    worker.control.wait_until_held();
     assert!(!worker.state.drain(Duration::from_millis(50)).await);
-    worker.engine.stop(std::time::Instant::now());
-    let last = stream.rest().await.last;
-    assert_eq!(
-        (&last["type"], &last["code"], &last["retriable"]),
-        (&json!("error"), &json!("NOT_READY"), &json!(true))
-    );
+    worker.state.cut_off();
+    for stream in [&mut running, &mut queued] {
+        let last = stream.rest().await.last;
+        assert_eq!(
+            (&last["type"], &last["code"], &last["retriable"]),
+            (&json!("error"), &json!("NOT_READY"), &json!(true))
+        );
+    }
+    assert!(worker.state.drain(PATIENCE).await);
+    worker.control.release();
+    let engine = worker.engine.clone();
+    tokio::task::spawn_blocking(move || engine.join()).await.unwrap();
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     outcome
 }
 
-/// After the drain limit: the time in which the error that cuts a job off may still reach its client.
+/// After the drain limit: the time for the jobs that are cut off to end, and for the engine to end its step.
 const CUT_OFF_GRACE: Duration = Duration::from_secs(2);
 
 async fn serve(args: &ServeArgs, threads: usize) -> anyhow::Result<ExitCode> {
@@ -68,28 +68,47 @@ async fn serve(args: &ServeArgs, threads: usize) -> anyhow::Result<ExitCode> {
         end_of_service.clone().cancelled_owned(),
     ));
 
+    let end = work(args, threads, &worker_id, &model, bound, &state, &stop).await;
+    // Answers on their way, that of POST /shutdown for one, are still sent, wherever in its life the worker is.
+    end_of_service.cancel();
+    // A handler that panicked has been logged; there is nothing left to do about it.
+    let _ = server.await;
+    end.map(|()| ExitCode::SUCCESS)
+}
+
+/// Loads, becomes ready, calls back, serves until told to stop, and drains.
+async fn work(
+    args: &ServeArgs,
+    threads: usize,
+    worker_id: &str,
+    model: &str,
+    bound: SocketAddr,
+    state: &AppState,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let loading = load(args, threads, state.clone());
-    let orchestrator = orchestrator(args, bound).await;
-    let loaded = tokio::select! {
+    let prepared = async {
+        tokio::try_join!(async { Ok(orchestrator(args, bound).await) }, async {
+            loading.await.context("the loading thread ended without a result")?
+        })
+    };
+    let (orchestrator, loaded) = tokio::select! {
         biased;
         // Nothing is live yet, so there is nothing to finish.
-        () = stop.cancelled() => return Ok(ExitCode::SUCCESS),
-        () = state.shutdown_requested() => return Ok(ExitCode::SUCCESS),
-        loaded = loading => loaded.context("the loading thread ended without a result")??,
+        () = stop.cancelled() => return Ok(()),
+        () = state.shutdown_requested() => return Ok(()),
+        prepared = prepared => prepared?,
     };
-    let engine = become_ready(args, loaded, &model, &state);
+    let engine = become_ready(args, loaded, model, state);
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
         () = state.shutdown_requested() => Ok(()),
-        Err(e) = call_back(orchestrator, args, &worker_id, bound, engine.snapshot().memory) => Err(e),
+        Err(e) = call_back(orchestrator, args, worker_id, bound, engine.snapshot().memory) => Err(e),
     };
     let limit = if outcome.is_ok() { Duration::from_secs(args.worker.drain_timeout_sec) } else { Duration::ZERO };
-    leave(&state, engine, limit).await;
-    end_of_service.cancel();
-    // A handler that panicked has been logged; there is nothing left to do about it.
-    let _ = server.await;
-    outcome.map(|()| ExitCode::SUCCESS).map_err(Into::into)
+    leave(state, engine, limit).await;
+    Ok(outcome?)
 }
 
 async fn bind(args: &ServeArgs) -> anyhow::Result<(TcpListener, SocketAddr)> {
@@ -213,10 +232,10 @@ async fn call_back(
 /// Refuses new work, lets live jobs finish for `limit`, and frees the model's memory.
 async fn leave(state: &AppState, engine: EngineHandle, limit: Duration) {
     tracing::info!("draining: live jobs have {} s to finish", limit.as_secs());
-    state.begin_drain();
-    engine.stop(std::time::Instant::now() + limit);
-    if !state.drain(limit + CUT_OFF_GRACE).await {
-        tracing::warn!("some clients have not read the end of their answer");
+    if !state.drain(limit).await {
+        tracing::warn!("the time is up: {} live jobs are cut off", state.n_live_jobs());
+        state.cut_off();
+        state.drain(CUT_OFF_GRACE).await;
     }
     let freed = tokio::task::spawn_blocking(move || engine.join());
     if tokio::time::timeout(CUT_OFF_GRACE, freed).await.is_err() {
