@@ -42,7 +42,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         Instant::now,
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let seed = args.sampling.seed.unwrap_or_else(rand::random);
+    let seed = args.sampling.seed.unwrap_or_else(worker_http::drawn_seed);
     let answer = runtime.block_on(stream(&engine, &loaded.tokenizer, &ids, seed, args))?;
     report(args, &source::name(&args.model), ids.len(), seed, &answer)
 }

@@ -1,6 +1,8 @@
 //! `generate`: text on standard output, and nothing else there.
 
 use std::io::Read;
+#[cfg(target_os = "linux")]
+use std::process::Command;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -91,6 +93,14 @@ fn a_reader_that_goes_away_ends_it_quietly() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && !stderr.contains("error") && !stderr.contains("panicked"), "{stderr}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn figures_that_cannot_be_written_are_no_fault() {
+    let program = env!("CARGO_BIN_EXE_worker-orcd");
+    let output = Command::new("/bin/sh").args(["-c", "exec \"$0\" generate a -n 3 2>/dev/full", program]).output();
+    assert!(!stdout_of(&output.unwrap()).is_empty());
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn the_drain_limit_cuts_jobs_off() {
     job.read_to_string(&mut rest).unwrap();
     let (status, stderr) = worker.end();
     assert_eq!(status.code(), Some(0), "{stderr}");
-    assert!(rest.contains("event: error"), "{}", &rest[rest.len().saturating_sub(300)..]);
+    assert!(rest.contains("event: error") && rest.contains("NOT_READY"), "{}", &rest[rest.len().saturating_sub(300)..]);
 }
 
 #[test]
@@ -100,6 +100,19 @@ fn post_shutdown_ends_it_too() {
     assert_eq!(worker.request("POST", "/shutdown", "").0, 202);
     let (status, stderr) = worker.end();
     assert_eq!(status.code(), Some(0), "{stderr}");
+}
+
+#[test]
+fn post_shutdown_is_answered_while_the_model_loads() {
+    let files = Files::new();
+    let model = files.path("large.gguf");
+    models::write_large(&model);
+    for _ in 0..5 {
+        let worker = Worker::start(&["--model", model.to_str().unwrap()]);
+        assert_eq!(worker.request("POST", "/shutdown", "").0, 202);
+        let (status, stderr) = worker.end();
+        assert_eq!(status.code(), Some(0), "{stderr}");
+    }
 }
 
 #[test]
