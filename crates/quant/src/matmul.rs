@@ -18,7 +18,7 @@ pub fn dot(isa: Isa, format: Format, row: &[u8], x: &[f32]) -> f32 {
     let mut out = [0.0];
     let ops = operands(format, row, x.len(), x, 1, 1);
     // SAFETY: one row and one token, as just checked.
-    unsafe { isa.run(Direct::new(format, ops, OutView::new(&mut out, 1, 1))) }
+    unsafe { Direct::new(format, ops, OutView::new(&mut out, 1, 1)).run(isa) }
     out[0]
 }
 
@@ -41,9 +41,9 @@ pub fn matmul(
     // SAFETY: the operands have all rows and tokens of `out`, as just checked.
     unsafe {
         if out.n_tokens() <= MAX_DIRECT_TOKENS {
-            isa.run(Direct::new(format, ops, out));
+            Direct::new(format, ops, out).run(isa);
         } else {
-            isa.run(Panels::new(format, ops, out, scratch));
+            Panels::new(format, ops, out, scratch).run(isa);
         }
     }
 }

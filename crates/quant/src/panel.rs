@@ -8,9 +8,10 @@
 
 use crate::aligned::Aligned;
 use crate::formats::{BlockFormat, F32, Format, Visitor};
-use crate::isa::Kernel;
+use crate::isa::{Isa, Kernel};
 use crate::simd::Simd;
 use crate::tile::{Acc, Operands, OutView, step_bytes, step_len, tile};
+use std::marker::PhantomData;
 
 /// Rows of a panel.
 const PANEL_ROWS: usize = 32;
@@ -70,21 +71,19 @@ impl<'a> Panels<'a> {
     }
 }
 
-impl Kernel for Panels<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        self.format.visit(WithSimd(self, simd));
+impl Panels<'_> {
+    /// Runs the product with `isa`.
+    pub(crate) fn run(self, isa: Isa) {
+        self.format.visit(WithIsa(self, isa));
     }
 }
 
-struct WithSimd<'a, S>(Panels<'a>, S);
+struct WithIsa<'a>(Panels<'a>, Isa);
 
-impl<S: Simd> Visitor for WithSimd<'_, S> {
+impl Visitor for WithIsa<'_> {
     type Output = ();
-    #[inline(always)]
     fn visit<F: BlockFormat>(self) {
-        let WithSimd(Panels { ops, mut out, scratch, .. }, simd) = self;
+        let WithIsa(Panels { ops, mut out, scratch, .. }, isa) = self;
         for first_token in (0..out.n_tokens()).step_by(MAX_TOKENS) {
             let n_tokens = (out.n_tokens() - first_token).min(MAX_TOKENS);
             for first_row in (0..out.n_rows()).step_by(PANEL_ROWS) {
@@ -96,7 +95,8 @@ impl<S: Simd> Visitor for WithSimd<'_, S> {
                     // `start + len <= ops.len`, and `start` is a multiple of every block.
                     unsafe {
                         let from = ops.weight.add(first_row * ops.row_stride + start / F::BLOCK_LEN * F::BLOCK_BYTES);
-                        widen::<S, F>(simd, from, ops.row_stride, n_rows, len, &mut scratch.panel);
+                        let (row_bytes, panel) = (ops.row_stride, &mut scratch.panel[..]);
+                        isa.run(Widen::<F> { from, row_bytes, n_rows, len, panel, _format: PhantomData });
                         let block = Block {
                             ops: Operands {
                                 weight: scratch.panel.as_ptr().cast(),
@@ -119,15 +119,53 @@ impl<S: Simd> Visitor for WithSimd<'_, S> {
                             is_first: start == 0,
                             is_last: start + len == ops.len,
                         };
-                        // Rows by tokens that fill the registers: 24 sums, 4 weights and an activation of 32.
-                        // 12, 1 and 3 of 16.
-                        if S::LANES == 16 {
-                            block.tokens::<S, 6>(simd, &mut out, &mut scratch.acc);
-                        } else {
-                            block.tokens::<S, 3>(simd, &mut out, &mut scratch.acc);
-                        }
+                        isa.run(Tokens { block: &block, out: &mut out, acc: &mut scratch.acc });
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Widens `n_rows` rows, `len` elements of each, into a panel. The rows may be read; `n_rows <= PANEL_ROWS` and
+/// `len <= PANEL_LEN`.
+struct Widen<'a, F> {
+    from: *const u8,
+    row_bytes: usize,
+    n_rows: usize,
+    len: usize,
+    panel: &'a mut [f32],
+    _format: PhantomData<F>,
+}
+
+impl<F: BlockFormat> Kernel for Widen<'_, F> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: made only with rows that may be read.
+        unsafe { widen::<S, F>(simd, self.from, self.row_bytes, self.n_rows, self.len, self.panel) }
+    }
+}
+
+/// A block's tokens: the same code whatever format the panel was widened from. `out` has the block's rows and tokens, and
+/// `acc` is a [`Scratch`]'s.
+struct Tokens<'a, 'b> {
+    block: &'a Block,
+    out: &'a mut OutView<'b>,
+    acc: &'a mut [f32],
+}
+
+impl Kernel for Tokens<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // Rows by tokens that fill the registers: 24 sums, 4 weights and an activation of 32. 12, 1 and 3 of 16.
+        // SAFETY: made only with a block that has its operands.
+        unsafe {
+            if S::LANES == 16 {
+                self.block.tokens::<S, 6>(simd, self.out, self.acc);
+            } else {
+                self.block.tokens::<S, 3>(simd, self.out, self.acc);
             }
         }
     }
@@ -208,8 +246,9 @@ impl Block {
                     1 => self.rows::<S, 1>(simd, out, acc, token),
                     2 => self.rows::<S, 2>(simd, out, acc, token),
                     3 => self.rows::<S, 3>(simd, out, acc, token),
-                    4 => self.rows::<S, 4>(simd, out, acc, token),
-                    _ => self.rows::<S, 5>(simd, out, acc, token),
+                    4 if T > 4 => self.rows::<S, 4>(simd, out, acc, token),
+                    _ if T > 5 => self.rows::<S, 5>(simd, out, acc, token),
+                    _ => unreachable!("fewer than T tokens are left"),
                 }
             }
         }
