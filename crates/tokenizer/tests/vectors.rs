@@ -119,3 +119,21 @@ fn bos_is_added_where_the_vocabulary_wants_it_and_never_twice() {
         assert_eq!(tokenizer.encode(text, with_special), once, "{name}");
     }
 }
+
+/// A megabyte that offers no boundary to cut at, with the number of ids that Hugging Face gives. Merging such text pair by
+/// pair would take hours; the limit is far from what it takes and far from that.
+#[test]
+fn a_megabyte_without_a_boundary_is_no_trouble() {
+    let Some((qwen2, _)) = load("qwen2") else { return };
+    let Some((spm, _)) = load("llama-spm") else { return };
+    for (text, n_ids) in
+        [("a".repeat(1_000_000), 125_000), (" ".repeat(1_000_000), 7_813), ("\u{1F600}".repeat(250_000), 250_000)]
+    {
+        let begin = std::time::Instant::now();
+        let ids = qwen2.encode(&text, PLAIN);
+        assert_eq!(ids.len(), n_ids);
+        assert_eq!(qwen2.decode(&ids), text);
+        assert_eq!(spm.decode(&spm.encode(&text, PLAIN)), text);
+        assert!(begin.elapsed().as_secs() < 10, "{:?} took {:?}", &text[..4], begin.elapsed());
+    }
+}

@@ -29,13 +29,13 @@ pub const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// The longest rendered text, in bytes: eight times the longest request body, which leaves room for tools quoted twice.
 pub const MAX_RENDERED_BYTES: usize = 8 << 20;
 
-/// How much a rendering may do: one unit is an instruction or 64 bytes. Enough for 10,000 messages; used up in well
-/// under a second and with less than 128 MiB.
-const FUEL: u64 = 2_000_000;
+/// How much a rendering may do: one unit is an instruction or 64 bytes. Enough for some thousands of messages; used up
+/// in a fraction of a second and with less than 64 MiB.
+const FUEL: u64 = 1_000_000;
 
-/// The stack of the thread that renders. Values that a template nests in each other are walked by recursion, and fuel
-/// alone bounds how deep; pages that are not touched cost nothing.
-const STACK_BYTES: usize = 1 << 30;
+/// The stack of the thread that renders. The engine walks values that a template nests in each other by recursion, and
+/// fuel alone bounds how deep (some 600,000 levels); pages that are not touched cost nothing.
+const STACK_BYTES: usize = 256 << 20;
 
 /// The name of the one template of an environment.
 const NAME: &str = "chat_template";

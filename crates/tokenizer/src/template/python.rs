@@ -22,19 +22,22 @@ pub(super) struct JsonStyle {
 /// Every value written costs fuel: a list that holds itself many times over is small, its text is not.
 const FUEL_PER_VALUE: u64 = 1;
 
+/// How deep lists and objects may be nested to be written; Python gives up at about 1,000.
+const MAX_DEPTH: usize = 500;
+
 /// `str(value)`; nothing for an undefined value.
 pub(super) fn write_str(state: &State<'_, '_>, value: &Value, out: &mut String) -> Result<(), Error> {
     match (value.kind(), value.as_str()) {
         (_, Some(text)) => out.push_str(text),
         (ValueKind::Undefined, _) => {}
-        _ => write_repr(state, value, out)?,
+        _ => write_repr(state, value, 0, out)?,
     }
     Ok(())
 }
 
 /// `repr(value)`.
-fn write_repr(state: &State<'_, '_>, value: &Value, out: &mut String) -> Result<(), Error> {
-    charge(state, value)?;
+fn write_repr(state: &State<'_, '_>, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+    charge(state, value, depth)?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
@@ -46,7 +49,7 @@ fn write_repr(state: &State<'_, '_>, value: &Value, out: &mut String) -> Result<
             out.push('[');
             for (at, item) in value.try_iter()?.enumerate() {
                 out.push_str(if at == 0 { "" } else { ", " });
-                write_repr(state, &item, out)?;
+                write_repr(state, &item, depth + 1, out)?;
             }
             out.push(']');
         }
@@ -54,9 +57,9 @@ fn write_repr(state: &State<'_, '_>, value: &Value, out: &mut String) -> Result<
             out.push('{');
             for (at, key) in value.try_iter()?.enumerate() {
                 out.push_str(if at == 0 { "" } else { ", " });
-                write_repr(state, &key, out)?;
+                write_repr(state, &key, depth + 1, out)?;
                 out.push_str(": ");
-                write_repr(state, &value.get_item(&key)?, out)?;
+                write_repr(state, &value.get_item(&key)?, depth + 1, out)?;
             }
             out.push('}');
         }
@@ -73,7 +76,7 @@ pub(super) fn write_json(
     depth: usize,
     out: &mut String,
 ) -> Result<(), Error> {
-    charge(state, value)?;
+    charge(state, value, depth)?;
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -152,7 +155,11 @@ impl<'a> Items<'a> {
     }
 }
 
-fn charge(state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+fn charge(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        let message = format!("expected values nested at most {MAX_DEPTH} deep");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
     state.consume_fuel(FUEL_PER_VALUE + value.as_str().map_or(0, str::len) as u64 / 64)
 }
 
