@@ -1,4 +1,46 @@
-//! Block formats of GGUF tensors: layout, dequantization and dot products, scalar and SIMD.
+//! Block formats of GGUF tensors: layout, dequantization, and products with activations, scalar and SIMD.
+//!
+//! Three nouns. A [`Format`] says how a row of weights lies in bytes: `F32`, `F16`, `BF16`, `Q8_0`. An [`Isa`] is an
+//! instruction set that this processor has, asked at run time, so that a default build uses AVX-512 where there is
+//! AVX-512. A product, [`matmul()`], multiplies rows of weights, as they lie in the file, with `f32` activations, on the
+//! calling thread.
+//!
+//! # One order of operations
+//! An output element is one accumulator as wide as a vector, carried along the row from its first element to its last, a
+//! multiply-add a vector, and then summed as a tree. The order is fixed by the instruction set: not by how many rows or
+//! tokens are computed together, how weights are blocked for the caches, or who computes the neighbours. So
+//! **every element of a product equals, bit for bit, the [`dot()`] of its row and its token**: a prompt read in one step,
+//! in chunks, or token by token gives the same logits, and nobody's answer depends on whose requests share the step.
+//!
+//! What may differ is how fast. With few tokens (`direct`), rows are read once as long streams: a matrix-vector product of
+//! F16 weights takes as long as reading them. With many (`panel`), a panel of rows is widened to `f32` once and serves all
+//! tokens from the cache.
+//!
+//! # Adding a format
+//! One file in `formats/`, with the block's layout and how one vector of it is loaded, and one line in `formats/mod.rs`.
+//! Every kernel is generic over that load and over [`simd::Simd`].
+//!
+//! # Limits
+//! Activations and sums are `f32`; a row's sum of `n` products is off by at most about `n / lanes` roundings of its
+//! magnitude. Rows hold whole blocks. Quantizing rounds as ggml does; other block formats are not here yet.
+//!
+//! # Example
+//! ```
+//! use quant::{Format, Isa, OutView, Scratch};
+//!
+//! // Two rows of 32 weights, in the bytes of a Q8_0 tensor.
+//! let weights: Vec<f32> = (0..64).map(|i| i as f32 / 8.0).collect();
+//! let mut bytes = vec![0; 2 * Format::Q8_0.row_bytes(32)];
+//! quant::quantize(Format::Q8_0, &weights, &mut bytes);
+//!
+//! // Three tokens of 32 activations: out is [3, 2].
+//! let (isa, x, mut out) = (Isa::detect(), vec![0.5; 3 * 32], [0.0; 3 * 2]);
+//! quant::matmul(isa, Format::Q8_0, &bytes, 32, &x, OutView::new(&mut out, 3, 2), &mut Scratch::new());
+//!
+//! let row_1 = &bytes[Format::Q8_0.row_bytes(32)..];
+//! assert_eq!(out[1].to_bits(), quant::dot(isa, Format::Q8_0, row_1, &x[..32]).to_bits());
+//! assert!((out[1] - 95.0).abs() < 0.5);
+//! ```
 
 mod aligned;
 mod direct;
