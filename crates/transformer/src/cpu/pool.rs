@@ -1,7 +1,7 @@
 //! A pool of threads that runs one closure on all of them at once and is warm again at once.
 //!
 //! A decoder's step is some two hundred short parallel sections, each a few microseconds behind the last: too near one
-//! another to put threads to sleep and wake them. Between sections the workers therefore spin for [`SPIN`] turns, a few
+//! another to put threads to sleep and wake them. Between sections the workers therefore spin for `SPIN` turns, a few
 //! tens of microseconds, and only then park, so that an idle worker costs nothing and other threads get the cores.
 #![allow(unsafe_code)] // Lends a borrowed closure to threads that outlive the borrow, and slices to several threads.
 
