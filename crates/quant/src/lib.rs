@@ -43,6 +43,7 @@
 //! ```
 
 mod aligned;
+mod checksum;
 mod direct;
 mod formats;
 mod isa;
@@ -52,6 +53,7 @@ pub mod simd;
 mod tile;
 
 pub use aligned::Aligned;
+pub use checksum::checksum;
 pub use formats::{Format, dequantize, quantize};
 pub use isa::{Isa, Kernel};
 pub use matmul::{dot, matmul};

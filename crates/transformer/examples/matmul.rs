@@ -5,8 +5,7 @@
 //! a cache. GB/s count bytes of weights, GFLOP/s two operations per weight and token. Every figure is the best of some
 //! runs: the machine may be doing other things.
 
-use quant::simd::Simd;
-use quant::{Format, Isa, Kernel};
+use quant::{Format, Isa};
 use std::hint::black_box;
 use std::time::Instant;
 use transformer::cpu::matmul::{MatmulScratch, Matrix, Product, matmul};
@@ -31,30 +30,8 @@ fn best(mut run: impl FnMut()) -> f64 {
 /// Reads every byte, on all threads.
 fn read(pool: &Pool, isa: Isa, bytes: &[u8]) {
     pool.run(|thread_idx, n_threads| {
-        isa.run(Read(&bytes[share(bytes.len(), 4096, thread_idx, n_threads)]));
+        black_box(quant::checksum(isa, &bytes[share(bytes.len(), 4096, thread_idx, n_threads)]));
     });
-}
-
-/// Eight streams, prefetched, are the fastest way here.
-struct Read<'a>(&'a [u8]);
-
-impl Kernel for Read<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let stream_len = self.0.len() / 8 / 64 * 64;
-        let mut sums = [[0u64; 8]; 8];
-        for offset in (0..stream_len).step_by(64) {
-            for (stream, sums) in sums.iter_mut().enumerate() {
-                let line = &self.0[stream * stream_len + offset..][..64];
-                simd.prefetch(line.as_ptr().wrapping_add(512));
-                for (sum, word) in sums.iter_mut().zip(line.chunks_exact(8)) {
-                    *sum = sum.wrapping_add(u64::from_le_bytes(word.try_into().expect("8 bytes")));
-                }
-            }
-        }
-        black_box(sums);
-    }
 }
 
 fn main() {

@@ -39,14 +39,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod checksum;
 mod error;
 mod load;
 mod mapping;
 mod model_file;
 mod weights;
 
-pub use checksum::checksum;
 pub use error::{LoadError, TensorFault};
 pub use load::{Progress, TensorSpec, faults, load};
 pub use model_file::ModelFile;

@@ -61,6 +61,7 @@ fn parts<'b>(slices: &[&'b [u8]], n_bytes: usize, n_threads: usize) -> Vec<Vec<&
 /// The time from the moment that all threads are there until all have read their part `n_passes` times.
 fn read(parts: &[Vec<&[u8]>], n_passes: usize) -> Duration {
     let barrier = Barrier::new(parts.len() + 1);
+    let isa = quant::Isa::detect();
     std::thread::scope(|scope| {
         let threads: Vec<_> = parts
             .iter()
@@ -68,7 +69,7 @@ fn read(parts: &[Vec<&[u8]>], n_passes: usize) -> Duration {
                 scope.spawn(|| {
                     barrier.wait();
                     (0..n_passes).fold(0, |sum, _| {
-                        part.iter().fold(sum, |sum, slice| sum ^ std::hint::black_box(weight_loader::checksum(slice)))
+                        part.iter().fold(sum, |sum, slice| sum ^ std::hint::black_box(quant::checksum(isa, slice)))
                     })
                 })
             })
