@@ -19,10 +19,23 @@ pub(crate) fn target_dir() -> PathBuf {
 
 /// A command that runs cargo on this checkout, whatever the current folder.
 pub(crate) fn cargo<const N: usize>(args: [&str; N]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo_program();
     let [subcommand, rest @ ..] = &args[..] else { unreachable!("cargo is always given a subcommand") };
     command.arg(subcommand).args(["--manifest-path".as_ref(), repository_root().join("Cargo.toml").as_os_str()]);
     command.args(rest);
+    command
+}
+
+/// Cargo, as its user started it.
+pub(crate) fn cargo_program() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // `cargo run` describes this package in the environment. Some build scripts watch these variables: with them,
+    // whoever changes between `cargo xtask` and `cargo` would compile the same crates each time.
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::cargo::{cargo, repository_root, shown, succeed};
+use crate::cargo::{cargo, cargo_program, repository_root, shown, succeed};
 use crate::{e2e_haiku, layering, tests_run};
 
 /// Crates that others may take up alone; each must build and be tested without the rest of the workspace.
@@ -65,7 +65,7 @@ fn announced(command: &mut std::process::Command) -> Result<()> {
 /// Checks that the fuzz targets compile. They are outside the workspace: running them needs a nightly compiler.
 fn fuzz() -> Result<()> {
     let manifest = repository_root().join("fuzz/Cargo.toml");
-    let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo_program();
     command.args(["check", "--quiet", "--manifest-path"]).arg(&manifest);
     // libFuzzer itself is C++ and is not needed to check types; this keeps its build script from compiling it.
     command.env("CUSTOM_LIBFUZZER_PATH", Path::new("/nonexistent/libfuzzer.a"));

@@ -36,8 +36,15 @@ impl WorkerBinary {
         if let Some(path) = std::env::var_os("WORKER_ORCD_BIN") {
             return Ok(Self(path.into()));
         }
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = std::process::Command::new(cargo)
+        let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        // Cargo describes the running test's package in the environment, and some build scripts watch these variables:
+        // the build must be the one that a user gets, or each would undo the other.
+        for (name, _) in std::env::vars_os() {
+            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                cargo.env_remove(name);
+            }
+        }
+        let output = cargo
             .args(["build", "--package", "worker-orcd", "--bin", "worker-orcd"])
             .arg("--message-format=json-render-diagnostics")
             .current_dir(repository_root())
