@@ -22,9 +22,37 @@ pub(crate) struct Args {
     /// Build for speed; the first build takes longer
     #[arg(long)]
     release: bool,
+    /// A worker that is built already; nothing of it is compiled then
+    #[arg(long, value_name = "FILE", conflicts_with = "release")]
+    worker: Option<PathBuf>,
+    /// The program of the run, built already: with --worker, cargo is not needed at all
+    #[arg(long, value_name = "FILE", requires = "worker")]
+    runner: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut command = match (&args.worker, &args.runner) {
+        (Some(worker), Some(runner)) => haiku(runner, worker, args),
+        (Some(worker), None) => {
+            let built = build(&mut cargo::cargo(["build", "--package", "worker-tests", "--bins"]))?;
+            haiku(built.get("haiku")?, worker, args)
+        }
+        (None, _) => {
+            let built = build(&mut both(args)?)?;
+            haiku(built.get("haiku")?, built.get("worker-orcd")?, args)
+        }
+    };
+    succeed(&mut command)
+}
+
+/// The haiku run with its defaults, from programs built before.
+pub(crate) fn run_built(built: &Executables) -> Result<()> {
+    let args = Args { model: None, device: None, golden: None, release: false, worker: None, runner: None };
+    succeed(&mut haiku(built.get("haiku")?, built.get("worker-orcd")?, &args))
+}
+
+/// Builds worker and run.
+fn both(args: &Args) -> Result<Command> {
     let mut command = cargo::cargo(["build", "--package", "worker-orcd", "--package", "worker-tests", "--bins"]);
     if args.release {
         command.arg("--release");
@@ -33,21 +61,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         require_cuda_feature()?;
         command.args(["--features", "worker-orcd/cuda"]);
     }
-    eprintln!("Building the worker and the haiku run; the first time takes a few minutes.");
-    let built = cargo::build(&mut command)?;
+    Ok(command)
+}
+
+fn build(command: &mut Command) -> Result<Executables> {
+    eprintln!("Building; the first time takes a few minutes.");
+    let built = cargo::build(command)?;
     eprintln!();
-    succeed(&mut haiku(&built, args)?)
+    Ok(built)
 }
 
-/// The haiku run with its defaults, from programs built before.
-pub(crate) fn run_built(built: &Executables) -> Result<()> {
-    let args = Args { model: None, device: None, golden: None, release: false };
-    succeed(&mut haiku(built, &args)?)
-}
-
-fn haiku(built: &Executables, args: &Args) -> Result<Command> {
-    let mut command = Command::new(built.get("haiku")?);
-    command.arg("--worker").arg(built.get("worker-orcd")?);
+fn haiku(runner: &Path, worker: &Path, args: &Args) -> Command {
+    let mut command = Command::new(runner);
+    command.arg("--worker").arg(worker);
     let files = [("--model", args.model.as_deref()), ("--golden", args.golden.as_deref())];
     let device = ("--device", args.device.as_deref().map(Path::new));
     for (flag, value) in files.into_iter().chain([device]) {
@@ -55,7 +81,7 @@ fn haiku(built: &Executables, args: &Args) -> Result<Command> {
             command.arg(flag).arg(value);
         }
     }
-    Ok(command)
+    command
 }
 
 fn succeed(command: &mut Command) -> Result<()> {

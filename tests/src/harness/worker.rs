@@ -66,8 +66,12 @@ impl WorkerBinary {
     }
 }
 
-/// The checkout this package was built from.
+/// The folder with `models/`, in which results are written: the checkout that this package was built from, or, where the
+/// programs were carried to another machine, the one that the environment variable `WORKER_TEST_ROOT` names.
 pub(crate) fn repository_root() -> PathBuf {
+    if let Some(root) = std::env::var_os("WORKER_TEST_ROOT") {
+        return root.into();
+    }
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package).to_path_buf()
 }
