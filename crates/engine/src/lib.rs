@@ -15,7 +15,8 @@
 //!   served, when all blocks it may come to need can be promised; so there is no preemption, and nothing is computed twice.
 //! - The *prefix index* finds blocks by content. Full blocks stay after their request has ended, until their space is needed;
 //!   a later request with the same beginning, a chat's next turn for one, takes them over.
-//! - The *sampler* chooses a token from a row of logits, with random numbers that are a function of seed and position.
+//! - The *sampler* chooses a token from a row of logits, with random numbers that are a function of seed and position. An
+//!   executor that samples by itself does the same on its device; the engine then takes its choices as they are.
 //!
 //! # What a request's tokens depend on
 //!

@@ -1,11 +1,9 @@
 //! What an engine accepts: configuration, the limits that follow from it and from the executor, and the check of a request.
 
 use transformer::ExecutorInfo;
+pub use transformer::MAX_LOGPROBS;
 
 use crate::request::{Request, SubmitError};
-
-/// The most alternatives a request may ask log-probabilities for: the limit of the OpenAI and vLLM interfaces.
-pub const MAX_LOGPROBS: usize = 20;
 
 /// How an engine schedules. Where the executor allows less, its limit holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +34,8 @@ pub(crate) struct Limits {
     pub(crate) block_tokens: usize,
     pub(crate) n_blocks: usize,
     pub(crate) roles_bit_equal: bool,
+    /// The executor chooses tokens itself.
+    pub(crate) executor_samples: bool,
     pub(crate) max_seqs: usize,
     pub(crate) queue_limit: usize,
     pub(crate) max_batch_tokens: usize,
@@ -52,6 +52,7 @@ impl Limits {
             block_tokens: info.block_tokens,
             n_blocks: info.n_blocks,
             roles_bit_equal: info.roles_bit_equal,
+            executor_samples: info.samples,
             max_seqs: config.max_seqs.min(info.max_seqs).min(max_batch_tokens).max(1),
             queue_limit: config.queue_limit,
             max_batch_tokens,

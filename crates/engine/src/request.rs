@@ -4,31 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use transformer::TokenId;
+pub use transformer::{Logprob, Sampling, TokenLogprobs};
 
 /// Names one submitted request for as long as the engine runs; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub u64);
-
-/// How the next token is chosen. Applied in the order of the fields, as [`crate::sampler`] documents.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
-    /// 0 is greedy: the most likely token, the lowest id of equals.
-    pub temperature: f32,
-    /// Divides positive and multiplies negative logits of every token in the generated history; 1 is off.
-    pub repetition_penalty: f32,
-    /// Keeps the `top_k` most likely; 0 is off.
-    pub top_k: u32,
-    /// Keeps the smallest set of most likely tokens whose probabilities reach `top_p`; 1 is off.
-    pub top_p: f32,
-    /// Drops tokens less likely than `min_p` times the most likely; 0 is off.
-    pub min_p: f32,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 1.0, repetition_penalty: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
-    }
-}
 
 /// One answer to be generated.
 #[derive(Debug, Clone)]
@@ -45,24 +25,6 @@ pub struct Request {
     pub seed: u64,
     /// `Some(n)`: each token event carries its log-probability and the `n` most likely alternatives.
     pub n_logprobs: Option<usize>,
-}
-
-/// A token's log-probability: natural logarithm of the model's own softmax, before any of [`Sampling`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Logprob {
-    /// The token.
-    pub id: TokenId,
-    /// At most 0.
-    pub logprob: f32,
-}
-
-/// Log-probabilities at one generated position.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    /// Of the chosen token.
-    pub logprob: f32,
-    /// The most likely tokens, best first, ties by id.
-    pub top: Vec<Logprob>,
 }
 
 /// One generated token.

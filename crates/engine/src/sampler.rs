@@ -10,19 +10,11 @@
 //! A row must have a finite maximum; one without (all NaN, any +inf) is a [`RowFault`]. Single NaN or -inf logits count as
 //! impossible tokens.
 
-use transformer::TokenId;
+pub use transformer::RowFault;
+use transformer::{Logprob, Sampling, TokenId, TokenLogprobs};
 
-use crate::request::{Logprob, Sampling, TokenLogprobs};
 use crate::rng;
 use crate::softmax::{SUM_BLOCK, finite_maximum, log_sum_exp, probabilities};
-
-/// A row of logits that cannot be sampled from.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("the logits have no finite maximum (it is {maximum}): the model's arithmetic has failed")]
-pub struct RowFault {
-    /// What was found instead.
-    pub maximum: f32,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {

@@ -1,4 +1,4 @@
-//! Which rows the next step has, and what its logits cause.
+//! Which rows the next step has, and what comes of what it gives.
 //!
 //! A pure state machine: no threads, channels or clocks. Time comes in as an argument and events go out through a list, so
 //! property tests drive it directly. A step is [`Scheduler::plan`], the executor's `forward`, and [`Scheduler::commit`] or
@@ -14,12 +14,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use transformer::{Batch, ExecutorError, TokenId};
+use transformer::{Batch, Choice, ExecutorError, StepOutput};
 
 use crate::blocks::BlockPool;
 use crate::limits::Limits;
 use crate::request::{EndReason, Event, Failure, FailureKind, JobId, Request, Token};
-use crate::sampler::{RowFault, Sampler};
+use crate::sampler::Sampler;
 use crate::sequence::{Sequence, Waiting};
 
 /// How long a step with prompt rows should take while answers are being streamed: a pause in a stream that a reader hardly
@@ -135,26 +135,29 @@ impl Scheduler {
         &self.batch
     }
 
-    /// Takes a step's logits, `[n_samples, n_vocab]`: every planned sequence moves on, those that sampled get a token.
-    pub(crate) fn commit(&mut self, logits: &[f32], now: Instant, events: &mut Events) {
-        let n_vocab = self.limits.n_vocab;
-        let n_samples = self.batch.sample_rows.len();
-        if logits.len() != n_samples * n_vocab {
-            let got = logits.len();
-            let message = format!("the executor returned {got} logits for {n_samples} rows of {n_vocab}");
+    /// Takes what a step gave: every planned sequence moves on, those that sampled get a token.
+    pub(crate) fn commit(&mut self, output: StepOutput<'_>, now: Instant, events: &mut Events) {
+        if let Err(message) = self.check_output(output) {
             return self.fail_step(&ExecutorError::InvalidBatch(message), events);
         }
         self.measure(now);
         self.totals.steps += 1;
-        let mut rows = logits.chunks_exact(n_vocab);
+        let mut row = 0;
         for i in 0..self.planned.len() {
             let Planned { seq_idx, n_rows, samples } = self.planned[i];
             let sequence = &mut self.running[seq_idx];
             sequence.n_computed += n_rows;
             sequence.register_full_blocks(&mut self.pool, &self.limits);
             if samples {
-                let row = rows.next().expect("one row of logits for each that samples");
-                self.sample(seq_idx, row, now, events);
+                let choice = match output {
+                    StepOutput::Chosen(choices) => choices[row].clone(),
+                    StepOutput::Logits(logits) => {
+                        let n_vocab = self.limits.n_vocab;
+                        choose(&mut self.sampler, sequence, &logits[row * n_vocab..][..n_vocab])
+                    }
+                };
+                row += 1;
+                self.take(seq_idx, choice, now, events);
             }
         }
         self.planned.clear();
@@ -263,6 +266,27 @@ impl Scheduler {
         (self.limits.max_batch_tokens - n_streams).min(affordable.max(MIN_PROMPT_ROWS).max(self.prompts.len()))
     }
 
+    /// Whether a step gave as much as was asked for, and possible tokens.
+    fn check_output(&self, output: StepOutput<'_>) -> Result<(), String> {
+        let n_vocab = self.limits.n_vocab;
+        let n_samples = self.batch.sample_rows.len();
+        match output {
+            StepOutput::Logits(logits) if logits.len() != n_samples * n_vocab => {
+                Err(format!("the executor returned {} logits for {n_samples} rows of {n_vocab}", logits.len()))
+            }
+            StepOutput::Chosen(choices) if choices.len() != n_samples => {
+                Err(format!("the executor chose {} tokens for {n_samples} rows", choices.len()))
+            }
+            StepOutput::Chosen(choices) => {
+                match choices.iter().find_map(|c| c.id.ok().filter(|&id| id as usize >= n_vocab)) {
+                    Some(id) => Err(format!("the executor chose token {id}, the vocabulary has {n_vocab}")),
+                    None => Ok(()),
+                }
+            }
+            StepOutput::Logits(_) => Ok(()),
+        }
+    }
+
     /// Learns from the step that has just ended how long a prompt row takes.
     fn measure(&mut self, now: Instant) {
         let n_streams = self.planned.iter().filter(|p| self.running[p.seq_idx].n_generated() > 0).count();
@@ -281,15 +305,19 @@ impl Scheduler {
         let samples = end == sequence.tokens.len();
         sequence.take_blocks_to(end, &mut self.pool, &self.limits);
         self.batch.push(sequence.role(), &sequence.tokens[start..end], start as u32, &sequence.blocks, samples);
+        if samples && self.limits.executor_samples {
+            let request = &sequence.request;
+            self.batch.sample_with(&request.sampling, request.seed, &sequence.history, request.n_logprobs);
+        }
         self.planned.push(Planned { seq_idx, n_rows, samples });
     }
 
-    /// Chooses a sequence's next token. If that is its last, it is marked as ended.
-    fn sample(&mut self, seq_idx: usize, row: &[f32], now: Instant, events: &mut Events) {
+    /// Takes a sequence's next token. If that is its last, it is marked as ended.
+    fn take(&mut self, seq_idx: usize, choice: Choice, now: Instant, events: &mut Events) {
         let sequence = &mut self.running[seq_idx];
-        let last = match choose(&mut self.sampler, sequence, row) {
+        let last = match choice.id {
             Err(fault) => Some(failed(FailureKind::Internal, &fault.to_string())),
-            Ok((id, token)) => {
+            Ok(id) => {
                 if sequence.n_generated() == 0 {
                     self.totals.prompt_tokens += sequence.n_prompt() as u64;
                     self.totals.cached_tokens += sequence.n_cached as u64;
@@ -298,7 +326,7 @@ impl Scheduler {
                     Some(Event::Finished(sequence.finished(EndReason::EndToken(id), now)))
                 } else {
                     self.totals.generation_tokens += 1;
-                    events.push((sequence.id, Event::Token(token)));
+                    events.push((sequence.id, Event::Token(Token { id, logprobs: choice.logprobs })));
                     let is_last = sequence.push_token(id, now);
                     is_last.then(|| Event::Finished(sequence.finished(EndReason::MaxTokens, now)))
                 }
@@ -319,12 +347,17 @@ impl Scheduler {
     }
 }
 
-fn choose(sampler: &mut Sampler, sequence: &Sequence, row: &[f32]) -> Result<(TokenId, Token), RowFault> {
+fn choose(sampler: &mut Sampler, sequence: &Sequence, row: &[f32]) -> Choice {
     let request = &sequence.request;
     let position = sequence.tokens.len() as u64;
-    let id = sampler.choose(row, &request.sampling, &sequence.history, request.seed, position)?;
-    let logprobs = request.n_logprobs.map(|n| sampler.logprobs(row, id, n)).transpose()?;
-    Ok((id, Token { id, logprobs }))
+    let chosen = sampler.choose(row, &request.sampling, &sequence.history, request.seed, position).and_then(|id| {
+        let logprobs = request.n_logprobs.map(|n| sampler.logprobs(row, id, n)).transpose()?;
+        Ok((id, logprobs))
+    });
+    match chosen {
+        Ok((id, logprobs)) => Choice { id: Ok(id), logprobs },
+        Err(fault) => Choice { id: Err(fault), logprobs: None },
+    }
 }
 
 fn failed(kind: FailureKind, message: &str) -> Event {

@@ -57,7 +57,7 @@ fn serve(executor: &mut dyn Executor, shared: &Shared, outlet: &mut Outlet) -> R
             continue;
         }
         match executor.forward(scheduler.batch()) {
-            Ok(logits) => scheduler.commit(logits, clock(), &mut outlet.events),
+            Ok(output) => scheduler.commit(output, clock(), &mut outlet.events),
             Err(ExecutorError::DeviceLost(message)) => {
                 let message = ExecutorError::DeviceLost(message).to_string();
                 return Err(Failure { kind: FailureKind::DeviceLost, message });

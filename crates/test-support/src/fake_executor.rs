@@ -16,7 +16,7 @@
 //! control.script(&[1, 2, 3], &[40, 41]);
 //! let mut batch = Batch::default();
 //! batch.push(Role::Prompt, &[1, 2, 3], 0, &[BlockId(0)], true);
-//! let logits = executor.forward(&batch)?;
+//! let logits = executor.forward(&batch)?.into_logits();
 //! assert_eq!(logits.iter().copied().fold(f32::MIN, f32::max), logits[40]);
 //! assert_eq!(control.n_steps(), 1);
 //! # Ok::<(), transformer::ExecutorError>(())
@@ -26,7 +26,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use transformer::{Batch, Executor, ExecutorError, ExecutorInfo, MemoryUse, Role, Segment, TokenId};
+use transformer::{Batch, Executor, ExecutorError, ExecutorInfo, MemoryUse, Role, Segment, StepOutput, TokenId};
 
 /// What a [`FakeExecutor`] pretends to be.
 #[derive(Debug, Clone)]
@@ -253,6 +253,7 @@ impl FakeExecutor {
                 max_batch_tokens: config.max_batch_tokens,
                 max_seqs: config.max_seqs,
                 roles_bit_equal: config.roles_bit_equal,
+                samples: false,
             },
             shared: Arc::clone(&shared),
         };
@@ -421,7 +422,7 @@ impl Executor for FakeExecutor {
         MemoryUse { weight_bytes: 0, kv_bytes: self.slots.len() as u64 * 16, scratch_bytes: 0, vram_bytes: 0 }
     }
 
-    fn forward(&mut self, batch: &Batch) -> Result<&[f32], ExecutorError> {
+    fn forward(&mut self, batch: &Batch) -> Result<StepOutput<'_>, ExecutorError> {
         let fault = self.enter();
         self.logits.clear();
         let result = self.run(batch);
@@ -436,7 +437,7 @@ impl Executor for FakeExecutor {
             Some(Fault::Panic(message)) => panic!("{message}"),
             Some(Fault::Nan) => self.logits.fill(f32::NAN),
         }
-        Ok(&self.logits)
+        Ok(StepOutput::Logits(&self.logits))
     }
 }
 

@@ -65,7 +65,7 @@ fn run(executor: &mut CpuExecutor, golden: &Golden) -> Result<Vec<f32>, Box<dyn 
         batch.clear();
         batch.push(role, &golden.tokens[pos..end], pos as u32, &blocks, false);
         batch.sample_rows.extend(golden.positions.iter().filter(|p| (pos..end).contains(p)).map(|p| p - pos));
-        logits.extend_from_slice(executor.forward(&batch)?);
+        logits.extend_from_slice(executor.forward(&batch)?.into_logits());
         pos = end;
     }
     Ok(logits)

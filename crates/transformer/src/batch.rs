@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::{SampleSpec, Sampling};
+
 /// A token's index in the model's vocabulary, as in `tokenizer.ggml.tokens`.
 pub type TokenId = u32;
 
@@ -38,7 +40,7 @@ pub struct Segment {
 /// A ragged batch: some sequences, each with one or more consecutive tokens.
 ///
 /// Flat arrays, so that a device can copy them as they are. The engine reuses one `Batch` for all its steps.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// `[n_tokens]`
     pub tokens: Vec<TokenId>,
@@ -50,6 +52,11 @@ pub struct Batch {
     pub block_table: Vec<BlockId>,
     /// Rows whose logits are wanted, ascending. `[n_samples]`
     pub sample_rows: Vec<usize>,
+    /// How to choose the token after each of `sample_rows`, for an executor that samples. Empty: the logits themselves are
+    /// wanted. `[n_samples]` or `[0]`
+    pub samples: Vec<SampleSpec>,
+    /// Tokens to be penalized, of all samples, one behind the other; see [`SampleSpec::history`].
+    pub history: Vec<TokenId>,
 }
 
 impl Batch {
@@ -70,11 +77,13 @@ impl Batch {
         self.segments.clear();
         self.block_table.clear();
         self.sample_rows.clear();
+        self.samples.clear();
+        self.history.clear();
     }
 
     /// Appends one sequence's next tokens, at positions `start_pos..`, with the blocks that hold its whole context.
     ///
-    /// With `sample`, the logits of the last of these tokens are wanted.
+    /// With `sample`, the logits of the last of these tokens are wanted, or what [`Batch::sample_with`] chooses from them.
     pub fn push(&mut self, role: Role, tokens: &[TokenId], start_pos: u32, blocks: &[BlockId], sample: bool) {
         let rows = self.tokens.len()..self.tokens.len() + tokens.len();
         let table = self.block_table.len()..self.block_table.len() + blocks.len();
@@ -85,5 +94,18 @@ impl Batch {
             self.sample_rows.push(rows.end - 1);
         }
         self.segments.push(Segment { rows, start_pos, role, blocks: table });
+    }
+
+    /// Says how to choose the token after the row that was pushed last, with `sample`. Said of one row, it is to be said
+    /// of all.
+    ///
+    /// `history`: the tokens generated so far, each once; only a repetition penalty reads it.
+    pub fn sample_with(&mut self, sampling: &Sampling, seed: u64, history: &[TokenId], n_logprobs: Option<usize>) {
+        debug_assert_eq!(self.sample_rows.last(), self.tokens.len().checked_sub(1).as_ref());
+        let position = self.positions.last().map_or(0, |&last| u64::from(last) + 1);
+        let start = self.history.len();
+        self.history.extend_from_slice(history);
+        let history = start..self.history.len();
+        self.samples.push(SampleSpec { sampling: sampling.clone(), seed, position, history, n_logprobs });
     }
 }

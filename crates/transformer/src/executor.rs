@@ -1,6 +1,6 @@
 //! The seam: one call a step.
 
-use crate::Batch;
+use crate::{Batch, Choice};
 
 /// What an executor can hold and how it behaves: fixed for its lifetime.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +22,9 @@ pub struct ExecutorInfo {
     /// Whether prompt rows and generated rows of the same tokens leave bit-identical keys, values and logits. Only then
     /// may a block written under one role be read by a sequence that would have written it under the other.
     pub roles_bit_equal: bool,
+    /// Whether it chooses tokens itself for a batch with `samples`. If not, it answers every batch with logits, and filling
+    /// `samples` in is work for nothing.
+    pub samples: bool,
 }
 
 /// What an executor holds in memory, measured where the device can tell.
@@ -59,7 +62,29 @@ pub enum ExecutorError {
     DeviceLost(String),
 }
 
-/// A model on a device, with its KV pool: a ragged batch in, logits out.
+/// What a step gives for each row of [`Batch::sample_rows`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum StepOutput<'a> {
+    /// `[n_samples, n_vocab]`, row-major.
+    Logits(&'a [f32]),
+    /// `[n_samples]`: from an executor that samples, for a batch with [`Batch::samples`].
+    Chosen(&'a [Choice]),
+}
+
+impl<'a> StepOutput<'a> {
+    /// The logits of a batch without [`Batch::samples`].
+    ///
+    /// # Panics
+    /// If tokens were chosen instead.
+    pub fn into_logits(self) -> &'a [f32] {
+        match self {
+            Self::Logits(logits) => logits,
+            Self::Chosen(choices) => panic!("{} tokens were chosen where logits were wanted", choices.len()),
+        }
+    }
+}
+
+/// A model on a device, with its KV pool: a ragged batch in, logits out, or the tokens chosen from them.
 ///
 /// One call a step, so that a device may fuse a whole step into one kernel. The engine's thread owns the executor and is
 /// the only one to call it.
@@ -71,7 +96,8 @@ pub trait Executor: Send {
     fn memory(&self) -> MemoryUse;
 
     /// Runs every row of `batch` through the model, appends its keys and values to the KV pool and returns the logits of
-    /// the rows in `batch.sample_rows`: `[n_samples, n_vocab]`, row-major.
+    /// the rows in `batch.sample_rows`; or, if `batch.samples` says how to choose and this executor samples, the tokens
+    /// chosen. A choice follows from the row's logits and its [`SampleSpec`](crate::SampleSpec) alone.
     ///
     /// A row's bits depend on its sequence's tokens (and roles, unless [`ExecutorInfo::roles_bit_equal`]) and on nothing
     /// else: not on the batch's other rows, nor on how the sequence was cut into steps.
@@ -79,5 +105,5 @@ pub trait Executor: Send {
     /// # Errors
     /// After [`ExecutorError::InvalidBatch`] and [`ExecutorError::OutOfMemory`] the executor works on; the blocks named in
     /// the batch hold undefined values from `start_pos` on.
-    fn forward(&mut self, batch: &Batch) -> Result<&[f32], ExecutorError>;
+    fn forward(&mut self, batch: &Batch) -> Result<StepOutput<'_>, ExecutorError>;
 }

@@ -1,6 +1,6 @@
 //! The rules of a [`Batch`], checked before an executor touches anything.
 
-use crate::{Batch, ExecutorError, ExecutorInfo, Role, Segment};
+use crate::{Batch, ExecutorError, ExecutorInfo, MAX_LOGPROBS, Role, Segment};
 
 /// Checks every rule of [`Batch`] and every limit of `info`, so that an executor may index by what the batch says.
 ///
@@ -36,6 +36,25 @@ pub(crate) fn validate(batch: &Batch, info: &ExecutorInfo) -> Result<(), Executo
     }
     if batch.sample_rows.len() > info.max_seqs {
         return invalid(format!("{} rows to sample, the most is {}", batch.sample_rows.len(), info.max_seqs));
+    }
+    validate_samples(batch, info)
+}
+
+fn validate_samples(batch: &Batch, info: &ExecutorInfo) -> Result<(), ExecutorError> {
+    let (n_rows, n_samples) = (batch.sample_rows.len(), batch.samples.len());
+    if n_samples != n_rows && n_samples != 0 {
+        return invalid(format!("{n_rows} rows to sample, but {n_samples} ways to"));
+    }
+    if let Some(id) = batch.history.iter().find(|&&id| id as usize >= info.n_vocab) {
+        return invalid(format!("the history holds token {id}, the vocabulary has {}", info.n_vocab));
+    }
+    for (i, sample) in batch.samples.iter().enumerate() {
+        if batch.history.get(sample.history.clone()).is_none() {
+            return invalid(format!("sample {i}: history {:?} of {}", sample.history, batch.history.len()));
+        }
+        if let Some(n) = sample.n_logprobs.filter(|&n| n > MAX_LOGPROBS) {
+            return invalid(format!("sample {i}: {n} log-probabilities, the most is {MAX_LOGPROBS}"));
+        }
     }
     Ok(())
 }

@@ -128,7 +128,7 @@ fn plan(spec: &ModelSpec, gguf: &Gguf<'_>, options: &Options) -> anyhow::Result<
 fn warm_up(executor: &mut CpuExecutor) -> anyhow::Result<()> {
     let mut batch = Batch::default();
     batch.push(Role::Generated, &[0], 0, &[BlockId(0)], true);
-    let logits = executor.forward(&batch)?;
+    let logits = executor.forward(&batch)?.into_logits();
     anyhow::ensure!(
         logits.iter().all(|x| x.is_finite()),
         "the model's first answer is not a number: its weights are damaged"

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
 use test_support::fake_executor::{FakeConfig, FakeControl, FakeExecutor, FakeStep};
-use transformer::Executor;
+use transformer::{Executor, ExecutorInfo, RowFault, TokenId};
 
 use super::*;
 use crate::limits::EngineConfig;
@@ -16,6 +16,8 @@ struct Rig {
     scheduler: Scheduler,
     executor: FakeExecutor,
     control: FakeControl,
+    /// Chooses in the executor's place, from what the batch says, as an executor that samples does.
+    device: Option<Sampler>,
     now: Instant,
     tick: Duration,
     last_id: u64,
@@ -27,7 +29,15 @@ impl Rig {
         let (executor, control) = FakeExecutor::new(fake);
         let scheduler = Scheduler::new(Limits::new(executor.info(), config));
         let tick = Duration::from_millis(10);
-        Self { scheduler, executor, control, now: Instant::now(), tick, last_id: 0, events: Vec::new() }
+        Self { scheduler, executor, control, device: None, now: Instant::now(), tick, last_id: 0, events: Vec::new() }
+    }
+
+    /// Over an executor that samples.
+    fn sampling_on_the_device(fake: FakeConfig, config: &EngineConfig) -> Self {
+        let rig = Self::new(fake, config);
+        let info = ExecutorInfo { samples: true, ..rig.executor.info().clone() };
+        let device = Some(Sampler::new(info.n_vocab));
+        Self { scheduler: Scheduler::new(Limits::new(&info, config)), device, ..rig }
     }
 
     fn submit(&mut self, request: Request) -> JobId {
@@ -45,7 +55,13 @@ impl Rig {
         self.scheduler.check_books();
         self.now += self.tick;
         match self.executor.forward(self.scheduler.batch()) {
-            Ok(logits) => self.scheduler.commit(logits, self.now, &mut self.events),
+            Ok(output) => match &mut self.device {
+                None => self.scheduler.commit(output, self.now, &mut self.events),
+                Some(device) => {
+                    let choices = choose_all(device, self.scheduler.batch(), output.into_logits());
+                    self.scheduler.commit(StepOutput::Chosen(&choices), self.now, &mut self.events);
+                }
+            },
             Err(error) => self.scheduler.fail_step(&error, &mut self.events),
         }
         self.scheduler.check_books();
@@ -75,6 +91,18 @@ impl Rig {
     fn last_step(&self) -> FakeStep {
         *self.control.steps().last().expect("there was a step")
     }
+}
+
+fn choose_all(sampler: &mut Sampler, batch: &Batch, logits: &[f32]) -> Vec<Choice> {
+    assert_eq!(batch.samples.len(), batch.sample_rows.len());
+    let rows = logits.chunks_exact((logits.len() / batch.samples.len().max(1)).max(1));
+    let choose = |(sample, row): (&transformer::SampleSpec, _)| {
+        let history = &batch.history[sample.history.clone()];
+        let id = sampler.choose(row, &sample.sampling, history, sample.seed, sample.position);
+        let logprobs = |n| id.ok().map(|id| sampler.logprobs(row, id, n).unwrap());
+        Choice { id, logprobs: sample.n_logprobs.and_then(logprobs) }
+    };
+    batch.samples.iter().zip(rows).map(choose).collect()
 }
 
 fn greedy(prompt: &[TokenId], max_tokens: usize) -> Request {
@@ -246,6 +274,26 @@ fn cancels_in_the_middle_of_a_prompt() {
 }
 
 #[test]
+fn choices_that_cannot_be_end_the_requests_of_their_step() {
+    let choice = |id| Choice { id, logprobs: None };
+    let fault = RowFault { maximum: f32::INFINITY };
+    let cases: [(Vec<Choice>, &str); 3] = [
+        (vec![choice(Ok(1)); 2], "chose 2 tokens for 1 rows"),
+        (vec![choice(Ok(256))], "chose token 256, the vocabulary has 256"),
+        (vec![choice(Err(fault))], "no finite maximum (it is inf)"),
+    ];
+    for (choices, text) in cases {
+        let mut rig = Rig::sampling_on_the_device(small(8), &EngineConfig::default());
+        rig.submit(greedy(&[1, 2], 3));
+        assert!(rig.scheduler.plan(rig.now, &mut rig.events));
+        rig.scheduler.commit(StepOutput::Chosen(&choices), rig.now, &mut rig.events);
+        let Some((_, Event::Failed(failure))) = rig.events.last() else { panic!("{:?}", rig.events) };
+        assert!(failure.kind == FailureKind::Internal && failure.message.contains(text), "{failure:?}");
+        rig.run();
+    }
+}
+
+#[test]
 fn the_second_turn_of_a_chat_reuses_the_first_answer() {
     let mut rig = Rig::new(small(32), &EngineConfig::default());
     let first = rig.submit(greedy(&text(10, 0), 11));
@@ -319,7 +367,7 @@ fn logits_of_the_wrong_size_fail_the_step() {
     let mut rig = Rig::new(small(32), &EngineConfig::default());
     rig.submit(greedy(&[1], 5));
     assert!(rig.scheduler.plan(rig.now, &mut rig.events));
-    rig.scheduler.commit(&[0.0; 3], rig.now, &mut rig.events);
+    rig.scheduler.commit(StepOutput::Logits(&[0.0; 3]), rig.now, &mut rig.events);
     let Some((_, Event::Failed(failure))) = rig.events.last() else { panic!("{:?}", rig.events) };
     assert_eq!(failure.kind, FailureKind::Internal);
     rig.run();
@@ -413,9 +461,11 @@ proptest! {
     #[test]
     fn random_traces_keep_the_books_and_every_promise(
         (fake, config) in any_setting(),
+        samples_on_device in any::<bool>(),
         moves in prop::collection::vec(any_move(), 1..40),
     ) {
-        let mut rig = Rig::new(fake.clone(), &config);
+        let new = if samples_on_device { Rig::sampling_on_the_device } else { Rig::new };
+        let mut rig = new(fake.clone(), &config);
         let mut requests = BTreeMap::new();
         for next in moves {
             match next {

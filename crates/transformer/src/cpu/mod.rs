@@ -22,6 +22,7 @@ use weight_loader::Weights;
 use crate::validate::validate;
 use crate::{
     BLOCK_TOKENS, Batch, Executor, ExecutorError, ExecutorInfo, KvError, KvGeometry, KvType, MemoryUse, ModelSpec,
+    StepOutput,
 };
 use forward::Forward;
 pub use probe::{Probe, Step};
@@ -146,6 +147,7 @@ impl CpuExecutor {
             max_batch_tokens: options.max_batch_tokens,
             max_seqs: options.max_seqs,
             roles_bit_equal: true,
+            samples: false,
         };
         let weight_bytes = weights.n_bytes();
         let forward = Forward::new(spec, &weights, &options, &kv, n_ctx)?;
@@ -159,7 +161,7 @@ impl CpuExecutor {
         self.forward.spec()
     }
 
-    /// [`Executor::forward`], with every step's values shown to `probe` as they are computed.
+    /// [`Executor::forward`], with every step's values shown to `probe` as they are computed: logits, always.
     ///
     /// # Errors
     /// As [`Executor::forward`].
@@ -178,8 +180,8 @@ impl Executor for CpuExecutor {
         self.memory
     }
 
-    fn forward(&mut self, batch: &Batch) -> Result<&[f32], ExecutorError> {
-        self.forward_probed(batch, &mut ())
+    fn forward(&mut self, batch: &Batch) -> Result<StepOutput<'_>, ExecutorError> {
+        self.forward_probed(batch, &mut ()).map(StepOutput::Logits)
     }
 }
 

@@ -68,7 +68,7 @@ fn drive(executor: &mut CpuExecutor, sequences: &[Sequence]) -> Vec<Vec<u32>> {
         if batch.is_empty() && sequences.iter().all(|s| s.joins <= step) {
             return bits;
         }
-        let logits = executor.forward(&batch).unwrap();
+        let logits = executor.forward(&batch).unwrap().into_logits();
         for (i, logits) in sampled.into_iter().zip(logits.chunks_exact(info.n_vocab)) {
             bits[i].extend(logits.iter().map(|x| x.to_bits()));
         }

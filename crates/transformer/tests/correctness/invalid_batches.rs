@@ -2,7 +2,7 @@
 
 use gguf_parser::{Gguf, TensorType};
 use quant::Isa;
-use transformer::{Batch, BlockId, Executor, ExecutorError, KvType, Role};
+use transformer::{Batch, BlockId, Executor, ExecutorError, KvType, Role, Sampling, StepOutput};
 
 use crate::case::Case;
 use crate::sequence::{executor, options, run};
@@ -15,13 +15,20 @@ fn sound() -> Batch {
     batch
 }
 
+/// Both rows chosen for with the same history.
+fn sample_both(batch: &mut Batch, history: &[u32], n_logprobs: Option<usize>) {
+    for _ in 0..2 {
+        batch.sample_with(&Sampling::default(), 1, history, n_logprobs);
+    }
+}
+
 #[test]
 fn each_broken_rule_is_named() {
     let case = Case::read("qwen2_tied");
     let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
-    let before = executor.forward(&sound()).unwrap().to_vec();
+    let before = executor.forward(&sound()).unwrap().into_logits().to_vec();
     let mut texts = Vec::new();
-    let breaks: [fn(&mut Batch); 19] = [
+    let breaks: [fn(&mut Batch); 24] = [
         |b| b.tokens[1] = 97,
         |b| b.tokens[0] = u32::MAX,
         |b| b.positions[1] = 7,
@@ -47,15 +54,30 @@ fn each_broken_rule_is_named() {
             b.clear();
             (0..129).for_each(|i| b.push(Role::Prompt, &[], 0, &[BlockId(i)], true));
         },
+        |b| b.sample_with(&Sampling::default(), 1, &[], None),
+        |b| sample_both(b, &[97], None),
+        |b| sample_both(b, &[4], Some(21)),
+        |b| {
+            sample_both(b, &[4], None);
+            b.samples[1].history = 1..3;
+        },
+        |b| {
+            sample_both(b, &[4], None);
+            b.samples[0].history = std::ops::Range { start: 1, end: 0 };
+        },
     ];
     for break_it in breaks {
         let mut batch = sound();
         break_it(&mut batch);
         match executor.forward(&batch) {
             Err(error @ ExecutorError::InvalidBatch(_)) => texts.push(error.to_string()),
-            other => panic!("{batch:?}: {:?}", other.map(<[f32]>::len)),
+            other => panic!("{batch:?}: {:?}", other.map(|output| output.into_logits().len())),
         }
-        assert_eq!(executor.forward(&sound()).unwrap(), before, "a refused batch changed the executor: {batch:?}");
+        assert_eq!(
+            executor.forward(&sound()).unwrap().into_logits(),
+            before,
+            "a refused batch changed the executor: {batch:?}"
+        );
     }
     insta::assert_snapshot!(texts.join("\n"));
 }
@@ -64,7 +86,7 @@ fn each_broken_rule_is_named() {
 fn an_empty_batch_gives_nothing() {
     let case = Case::read("qwen2_tied");
     let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
-    assert_eq!(executor.forward(&Batch::default()).unwrap(), &[] as &[f32]);
+    assert_eq!(executor.forward(&Batch::default()).unwrap().into_logits(), &[] as &[f32]);
 }
 
 #[test]
@@ -73,7 +95,24 @@ fn rows_without_samples_give_no_logits() {
     let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
     let mut batch = sound();
     batch.sample_rows.clear();
-    assert_eq!(executor.forward(&batch).unwrap(), &[] as &[f32]);
+    assert_eq!(executor.forward(&batch).unwrap().into_logits(), &[] as &[f32]);
+}
+
+#[test]
+fn logits_are_given_even_if_the_batch_says_how_to_choose() {
+    let case = Case::read("qwen2_tied");
+    let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
+    assert!(!executor.info().samples);
+    let want = executor.forward(&sound()).unwrap().into_logits().to_vec();
+    let mut batch = sound();
+    sample_both(&mut batch, &[4], Some(20));
+    assert_eq!(
+        batch.samples.iter().map(|s| (s.position, s.history.clone())).collect::<Vec<_>>(),
+        [(18, 0..1), (18, 1..2)]
+    );
+    assert_eq!(executor.forward(&batch).unwrap(), StepOutput::Logits(&want));
+    batch.clear();
+    assert_eq!(batch, Batch::default());
 }
 
 #[test]
