@@ -4,9 +4,13 @@
 //! is part of the program); its [`gguf`](ModelFile::gguf) is the parsed directory; [`load`] holds that directory against
 //! the architecture's list of [`TensorSpec`]s and gives [`Weights`], from which each [`Tensor`] is had by name.
 //!
-//! Nothing is copied. On the CPU the weights are used where they lie, in the page cache, so a model that was used before
+//! For the CPU nothing is copied. The weights are used where they lie, in the page cache, so a model that was used before
 //! is ready in the time it takes to fill in the page table, and two workers share one copy. That table is filled by
 //! `load`, on several threads: left to the first token, it would cost that token a page fault for every 4 KiB.
+//!
+//! For a GPU every byte has to be copied once. [`stream`] reads [`Piece`]s of tensors into slots of the caller's (pinned
+//! memory), on several threads because one does not keep up with the link, and hands each filled slot to a [`SlotSink`],
+//! which sends it on and gives it back.
 //!
 //! All faults are found before any data is read and reported in one error, because a model with one wrong tensor usually
 //! has many, and nobody wants to meet them one start at a time. Superfluous tensors are faults too: an architecture that
@@ -43,9 +47,11 @@ mod error;
 mod load;
 mod mapping;
 mod model_file;
+mod stream;
 mod weights;
 
 pub use error::{LoadError, TensorFault};
-pub use load::{Progress, TensorSpec, faults, load};
+pub use load::{Progress, TensorSpec, check, faults, load};
 pub use model_file::ModelFile;
+pub use stream::{Piece, SlotSink, StreamError, pieces, stream};
 pub use weights::{Tensor, Weights};

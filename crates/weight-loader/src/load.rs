@@ -52,12 +52,21 @@ pub fn load(
     specs: &[TensorSpec],
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Weights, LoadError> {
-    let faults = faults(gguf, specs);
-    if !faults.is_empty() {
-        return Err(LoadError::Tensors { path: file.name().to_owned(), faults });
-    }
+    check(file, gguf, specs)?;
     prefault(file, gguf, progress)?;
     Ok(Weights::new(file.mapping(), gguf))
+}
+
+/// Checks a file's tensors against what its architecture wants, and reads nothing: what [`load`] does first, for those
+/// who bring the data elsewhere by themselves ([`stream`](crate::stream)).
+///
+/// # Errors
+/// [`LoadError::Tensors`] names all faults at once.
+pub fn check(file: &ModelFile, gguf: &Gguf<'_>, specs: &[TensorSpec]) -> Result<(), LoadError> {
+    match faults(gguf, specs) {
+        faults if faults.is_empty() => Ok(()),
+        faults => Err(LoadError::Tensors { path: file.name().to_owned(), faults }),
+    }
 }
 
 /// Everything in which the file's tensors differ from `specs`: what [`load`] refuses, without loading.

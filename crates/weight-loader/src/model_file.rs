@@ -10,9 +10,11 @@ use gguf_parser::Gguf;
 use crate::LoadError;
 use crate::mapping::Mapping;
 
-/// A model file's bytes, mapped read-only.
+/// A model file's bytes, mapped read-only, and the open file beside them.
 ///
-/// Cheap to clone. The mapping lives as long as the file, or any [`Tensor`](crate::Tensor) that was loaded from it.
+/// Cheap to clone. The mapping lives as long as the file, or any [`Tensor`](crate::Tensor) that was loaded from it. What
+/// is to go elsewhere, into a GPU's memory for one, is better [read](Self::read_at): that takes no page faults, and a file
+/// that has become shorter is an error.
 ///
 /// # Limits
 /// The file must not change while it is mapped. One that is overwritten gives wrong text; one that is truncated ends
@@ -22,6 +24,8 @@ use crate::mapping::Mapping;
 #[derive(Debug, Clone)]
 pub struct ModelFile {
     mapping: Arc<Mapping>,
+    /// `None`: the model is part of the program.
+    file: Option<Arc<File>>,
     name: Arc<str>,
 }
 
@@ -47,19 +51,30 @@ impl ModelFile {
             return Err(LoadError::Empty { path: shown });
         }
         let mapping = Mapping::of(&file).map_err(|source| LoadError::Unmappable { path: shown.clone(), source })?;
-        Ok(ModelFile { mapping: Arc::new(mapping), name: shown.into() })
+        Ok(ModelFile { mapping: Arc::new(mapping), file: Some(Arc::new(file)), name: shown.into() })
     }
 
     /// A model that is part of the program.
     ///
     /// Tensors lie as they lie in `bytes`: to be aligned in memory, `bytes` must be aligned to the file's alignment.
     pub fn from_static(bytes: &'static [u8], name: &str) -> ModelFile {
-        ModelFile { mapping: Arc::new(Mapping::Static(bytes)), name: name.into() }
+        ModelFile { mapping: Arc::new(Mapping::Static(bytes)), file: None, name: name.into() }
     }
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         self.mapping.bytes()
+    }
+
+    /// Reads `buffer.len()` bytes at `offset` bytes from the file's beginning. Any number of threads may read at a time.
+    ///
+    /// # Errors
+    /// The disk's; `UnexpectedEof` where the file ends before, also where it has become shorter since it was opened.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match &self.file {
+            Some(file) => read_exact_at(file, self.bytes(), offset, buffer),
+            None => copy_at(self.bytes(), offset, buffer),
+        }
     }
 
     /// The path as it was given, or the name of a built-in model.
@@ -78,6 +93,23 @@ impl ModelFile {
     pub(crate) fn mapping(&self) -> &Arc<Mapping> {
         &self.mapping
     }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, _mapped: &[u8], offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+/// Elsewhere a read moves the file's one cursor, which threads would share.
+#[cfg(not(unix))]
+fn read_exact_at(_file: &File, mapped: &[u8], offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    copy_at(mapped, offset, buffer)
+}
+
+fn copy_at(bytes: &[u8], offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let from = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).and_then(|rest| rest.get(..buffer.len()));
+    buffer.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+    Ok(())
 }
 
 /// Opens for reading. Never waits for the other end of a named pipe.
