@@ -27,6 +27,13 @@ typedef struct CUstream_st *orcd_stream;
 }
 #endif
 
+#include "orcd_matrix.h"
+
 /* One line for each operation. */
+#include "../ops/embed/embed.h"
+#include "../ops/rms_norm/rms_norm.h"
+#include "../ops/decode_matmul/decode_matmul.h"
+#include "../ops/prefill_matmul/prefill_matmul.h"
+#include "../ops/weights/weights.h"
 
 #endif

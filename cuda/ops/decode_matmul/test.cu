@@ -1,0 +1,278 @@
+// Tolerances: an F16 product is exact in F32 and F32 sums of n terms err by some sqrt(n) 2^-24 of their size, so 1e-5 is ample
+// where weights are used as they are; F32 and Q8_0 weights are rounded to 11 bits, 2^-12 at most and 1.4e-4 typically, so
+// 3e-4; outputs stored as halves add 2^-12 again.
+#include "../../test/matrices.h"
+#include "reference.h"
+
+using namespace harness;
+
+namespace {
+
+double tolerance(uint32_t format) {
+    return format == ORCD_FORMAT_F16 || format == ORCD_FORMAT_BF16 ? 1e-5 : 3e-4;
+}
+
+std::vector<double> summed(const std::vector<float> &splits, uint32_t n_splits) {
+    std::vector<double> out(splits.size() / n_splits);
+    for (size_t i = 0; i < splits.size(); i++) out[i % out.size()] += splits[i];
+    return out;
+}
+
+struct Shape {
+    uint32_t n_rows, n_cols;
+};
+
+}  // namespace
+
+TEST(decode_matmul_is_close_to_the_reference) {
+    Random random(1);
+    const Shape shapes[] = {{1, 32}, {17, 36}, {61, 42}, {131, 84}, {52, 60}, {896, 896}, {1000, 256}, {256, 4864}};
+    for (uint32_t format = 0; format < 4; format++) {
+        for (Shape shape : shapes) {
+            if (format == ORCD_FORMAT_Q8_0 && shape.n_cols % 32) continue;
+            TestMatrix w(format, shape.n_rows, shape.n_cols, random, 0.05f);
+            for (uint32_t n_tokens : {1u, 2u, 7u, 8u, 9u, 16u, 17u, 33u}) {
+                TestActivations x(n_tokens, shape.n_cols, 0.25f, random);
+                std::vector<float> row_unscale(n_tokens);
+                for (float &v : row_unscale) v = std::ldexp(1.0f, (int)random.below(5));
+                Guarded<float> unscale(row_unscale);
+                const uint32_t n_splits = orcd_decode_matmul_splits(shape.n_rows, shape.n_cols);
+                Guarded<float> out((size_t)n_splits * n_tokens * shape.n_rows);
+                orcd_decode_matmul_args a{};
+                a.w[0] = w.matrix;
+                a.x = x.get();
+                a.x_pitch = x.pitch;
+                a.x_unscale = 4.0f;
+                a.row_unscale = unscale.get();
+                a.n_tokens = n_tokens;
+                a.n_splits = n_splits;
+                a.output = ORCD_DECODE_STORE;
+                a.out = out.get();
+                CUDA(orcd_decode_matmul(&a, nullptr));
+                std::vector<double> want = matmul_reference(w.values, x.values, n_tokens, shape.n_rows, shape.n_cols);
+                for (size_t i = 0; i < want.size(); i++) want[i] *= row_unscale[i / shape.n_rows];
+                const double error = relative_error(summed(out.read(), n_splits), want);
+                CHECK(error < tolerance(format), "%s [%u, %u], %u tokens: off by %g", name_of(format), shape.n_rows,
+                      shape.n_cols, n_tokens, error);
+            }
+        }
+    }
+}
+
+TEST(decode_matmul_gives_a_token_the_same_bits_alone_and_among_256) {
+    Random random(2);
+    for (uint32_t format = 0; format < 4; format++) {
+        TestMatrix w(format, 200, 896, random, 0.05f);
+        const uint32_t n_tokens = 256, n_splits = 3;
+        TestActivations x(n_tokens, 896, 1.0f, random);
+        auto run = [&](uint32_t first, uint32_t n) {
+            Guarded<float> out((size_t)n_splits * n * 200);
+            orcd_decode_matmul_args a{};
+            a.w[0] = w.matrix;
+            a.x = x.get() + (size_t)first * x.pitch;
+            a.x_pitch = x.pitch;
+            a.x_unscale = 1.0f;
+            a.n_tokens = n;
+            a.n_splits = n_splits;
+            a.out = out.get();
+            CUDA(orcd_decode_matmul(&a, nullptr));
+            return out.read();
+        };
+        const std::vector<float> all = run(0, n_tokens);
+        CHECK(same_bits(all, run(0, n_tokens)), "%s: a second run differs", name_of(format));
+        for (uint32_t n : {1u, 2u, 8u, 13u, 16u, 32u, 64u}) {
+            for (uint32_t first : {0u, 5u, 190u}) {
+                const std::vector<float> some = run(first, n);
+                bool same = true;
+                for (uint32_t split = 0; split < n_splits; split++)
+                    for (uint32_t i = 0; i < n * 200; i++)
+                        same &= some[split * n * 200 + i] == all[(size_t)split * n_tokens * 200 + first * 200 + i];
+                CHECK(same, "%s: %u tokens from %u differ", name_of(format), n, first);
+            }
+        }
+    }
+}
+
+TEST(decode_matmul_gate_up_is_close_to_the_reference_beyond_the_range_of_halves) {
+    Random random(3);
+    // The last shape's activations exceed 65,504.
+    for (float deviation : {0.05f, 40.0f}) {
+        for (uint32_t d_ff : {1u, 52u, 768u}) {
+            for (uint32_t mixed = 0; mixed < 2; mixed++) {
+                const uint32_t n_tokens = 19, d_model = 96;
+                TestMatrix gate(mixed ? ORCD_FORMAT_F16 : ORCD_FORMAT_BF16, d_ff, d_model, random, deviation);
+                TestMatrix up(mixed ? ORCD_FORMAT_Q8_0 : ORCD_FORMAT_BF16, d_ff, d_model, random, deviation);
+                TestActivations x(n_tokens, d_model, 1.0f, random);
+                const uint32_t pitch = (d_ff + 31) / 32 * 32;
+                const float scale = deviation > 1 ? std::ldexp(1.0f, -7) : 1.0f;
+                Guarded<float> scales(std::vector<float>(n_tokens, scale));
+                Guarded<__half> act(std::vector<__half>((size_t)n_tokens * pitch, __float2half_rn(0.0f)));
+                Guarded<float> act_f32((size_t)n_tokens * d_ff);
+                orcd_decode_matmul_args a{};
+                a.w[0] = gate.matrix;
+                a.w[1] = up.matrix;
+                a.x = x.get();
+                a.x_pitch = x.pitch;
+                a.x_unscale = 1.0f;
+                a.n_tokens = n_tokens;
+                a.n_splits = 1;
+                a.output = ORCD_DECODE_GATE_UP;
+                a.act = reinterpret_cast<orcd_f16 *>(act.get());
+                a.act_pitch = pitch;
+                a.ffn_scale = scales.get();
+                a.act_f32 = act_f32.get();
+                CUDA(orcd_decode_matmul(&a, nullptr));
+                const std::vector<double> g = matmul_reference(gate.values, x.values, n_tokens, d_ff, d_model);
+                const std::vector<double> u = matmul_reference(up.values, x.values, n_tokens, d_ff, d_model);
+                std::vector<double> want(g.size()), got(g.size());
+                const std::vector<__half> halves = act.read();
+                bool pads_are_zero = true;
+                for (uint32_t token = 0; token < n_tokens; token++) {
+                    for (uint32_t i = 0; i < pitch; i++) {
+                        const float v = __half2float(halves[(size_t)token * pitch + i]);
+                        if (i < d_ff) {
+                            want[token * d_ff + i] = silu_reference(g[token * d_ff + i]) * u[token * d_ff + i];
+                            got[token * d_ff + i] = v / scale;
+                        } else {
+                            pads_are_zero &= v == 0;
+                        }
+                    }
+                }
+                // silu amplifies a gate's error of 3e-4 of |gate| by up to |gate|: what its exponential sees.
+                CHECK(relative_error(act_f32.read(), want) < 1e-3, "d_ff %u: off by %g", d_ff, relative_error(act_f32.read(), want));
+                CHECK(relative_error(got, want) < 1e-3, "d_ff %u: halves off by %g", d_ff, relative_error(got, want));
+                CHECK(pads_are_zero, "the columns that pad a row were written");
+            }
+        }
+    }
+}
+
+TEST(decode_matmul_qkv_turns_and_appends) {
+    struct Heads {
+        uint32_t n_heads, n_kv_heads, d_head, d_head_pad, n_rope, adjacent;
+    };
+    Random random(4);
+    const Heads cases[] = {{14, 2, 64, 64, 64, 0}, {3, 1, 12, 16, 12, 0}, {3, 3, 12, 16, 12, 1}, {7, 1, 12, 16, 8, 1}, {6, 2, 20, 32, 20, 1}};
+    for (const Heads &h : cases) {
+        for (uint32_t n_tokens : {1u, 3u, 20u}) {
+            const uint32_t d_model = 84, n_ctx = 100, n_table = 7;
+            TestMatrix q(ORCD_FORMAT_F16, h.n_heads * h.d_head, d_model, random, 0.2f);
+            TestMatrix k(ORCD_FORMAT_F16, h.n_kv_heads * h.d_head, d_model, random, 0.2f);
+            TestMatrix v(ORCD_FORMAT_BF16, h.n_kv_heads * h.d_head, d_model, random, 0.2f);
+            const TestMatrix *matrices[] = {&q, &k, &v};
+            TestActivations x(n_tokens, d_model, 2.0f, random);
+            std::vector<double> inv_freq;
+            std::vector<float> table;
+            for (uint32_t i = 0; i < h.n_rope / 2; i++) inv_freq.push_back(std::pow(1e4, -2.0 * i / h.n_rope));
+            for (uint32_t p = 0; p < n_ctx; p++)
+                for (double f : inv_freq) {
+                    table.push_back((float)std::cos(p * f));
+                    table.push_back((float)std::sin(p * f));
+                }
+            Guarded<float> cos_sin(table);
+            // Each token's sequence has blocks of its own, scattered.
+            std::vector<uint32_t> blocks(n_tokens * n_table), starts(n_tokens), positions(n_tokens);
+            for (uint32_t i = 0; i < blocks.size(); i++) blocks[i] = (i * 37 + 11) % (uint32_t)blocks.size();
+            if (blocks.size() % 37 == 0) std::exit(3);  // the line above would not be a permutation
+            for (uint32_t i = 0; i < n_tokens; i++) {
+                starts[i] = i * n_table;
+                positions[i] = i == 1 ? 0xFFFFFFFFu : random.below(n_ctx);
+            }
+            Guarded<uint32_t> d_blocks(blocks), d_starts(starts), d_positions(positions);
+            const size_t pool_size = blocks.size() * h.n_kv_heads * 16 * h.d_head_pad;
+            Guarded<__half> k_pool(pool_size), v_pool(pool_size);
+            Guarded<float> out_q((size_t)n_tokens * h.n_heads * h.d_head);
+            std::vector<std::vector<float>> biases;
+            std::vector<std::unique_ptr<Guarded<float>>> d_biases;
+            orcd_decode_matmul_args a{};
+            for (int i = 0; i < 3; i++) {
+                a.w[i] = matrices[i]->matrix;
+                biases.push_back(random.normals(matrices[i]->matrix.n_rows, 10.0f));
+                d_biases.emplace_back(new Guarded<float>(biases[i]));
+                a.qkv.bias[i] = d_biases[i]->get();
+            }
+            a.x = x.get();
+            a.x_pitch = x.pitch;
+            a.x_unscale = 0.5f;
+            a.n_tokens = n_tokens;
+            a.n_splits = 1;
+            a.output = ORCD_DECODE_QKV;
+            a.qkv.cos_sin = cos_sin.get();
+            a.qkv.q = out_q.get();
+            a.qkv.k_pool = reinterpret_cast<orcd_f16 *>(k_pool.get());
+            a.qkv.v_pool = reinterpret_cast<orcd_f16 *>(v_pool.get());
+            a.qkv.block_table = d_blocks.get();
+            a.qkv.table_start = d_starts.get();
+            a.qkv.positions = d_positions.get();
+            a.qkv.n_heads = h.n_heads;
+            a.qkv.n_kv_heads = h.n_kv_heads;
+            a.qkv.d_head = h.d_head;
+            a.qkv.d_head_pad = h.d_head_pad;
+            a.qkv.n_rope = h.n_rope;
+            a.qkv.rope_adjacent = h.adjacent;
+            CUDA(orcd_decode_matmul(&a, nullptr));
+            const std::vector<float> got_q = out_q.read();
+            const std::vector<__half> got_k = k_pool.read(), got_v = v_pool.read();
+            std::vector<bool> written(pool_size, false);
+            for (int which = 0; which < 3; which++) {
+                const uint32_t n_heads = which == 0 ? h.n_heads : h.n_kv_heads;
+                std::vector<double> all = matmul_reference(matrices[which]->values, x.values, n_tokens, n_heads * h.d_head, d_model);
+                std::vector<double> want, got;
+                for (uint32_t token = 0; token < n_tokens; token++) {
+                    if (positions[token] == 0xFFFFFFFFu) continue;
+                    for (uint32_t head = 0; head < n_heads; head++) {
+                        double *values = &all[((size_t)token * n_heads + head) * h.d_head];
+                        for (uint32_t i = 0; i < h.d_head; i++) values[i] += biases[which][head * h.d_head + i];
+                        if (which < 2) rope_reference(values, h.n_rope, h.adjacent, positions[token], inv_freq);
+                        const uint32_t block = blocks[starts[token] + positions[token] / 16];
+                        const size_t row = (((size_t)block * h.n_kv_heads + head) * 16 + positions[token] % 16) * h.d_head_pad;
+                        for (uint32_t i = 0; i < (which == 0 ? h.d_head : h.d_head_pad); i++) {
+                            want.push_back(i < h.d_head ? values[i] : 0);
+                            if (which == 0) {
+                                got.push_back(got_q[((size_t)token * n_heads + head) * h.d_head + i]);
+                            } else {
+                                got.push_back(__half2float((which == 1 ? got_k : got_v)[row + i]));
+                                written[row + i] = true;
+                            }
+                        }
+                    }
+                }
+                // Queries are F32; keys and values are rounded to halves.
+                const double error = relative_error(got, want), limit = which == 0 ? 1e-5 : 4e-4;
+                CHECK(error < limit, "%u tokens, d_head %u: %c is off by %g", n_tokens, h.d_head, "qkv"[which], error);
+            }
+            bool untouched = true;
+            for (size_t i = 0; i < pool_size; i++)
+                if (!written[i]) untouched &= __half_as_ushort(got_k[i]) == 0xFFFF && __half_as_ushort(got_v[i]) == 0xFFFF;
+            CHECK(untouched, "%u tokens, d_head %u: other tokens' keys or values were written", n_tokens, h.d_head);
+        }
+    }
+}
+
+TEST(decode_matmul_refuses_what_it_cannot_do) {
+    Random random(5);
+    TestMatrix w(ORCD_FORMAT_F16, 16, 32, random);
+    TestActivations x(1, 32, 1.0f, random);
+    Guarded<float> out(16);
+    orcd_decode_matmul_args good{};
+    good.w[0] = w.matrix;
+    good.x = x.get();
+    good.x_pitch = x.pitch;
+    good.x_unscale = 1.0f;
+    good.n_tokens = 1;
+    good.n_splits = 1;
+    good.out = out.get();
+    auto refused = [&](void (*spoil)(orcd_decode_matmul_args &)) {
+        orcd_decode_matmul_args a = good;
+        spoil(a);
+        return orcd_decode_matmul(&a, nullptr) == (int32_t)cudaErrorInvalidValue;
+    };
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.n_tokens = 0; }), "no tokens");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.x_pitch = 31; }), "a pitch that is no multiple of 8");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.x_pitch = 24; }), "a pitch below the columns");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].row_bytes = 48; }), "rows that overlap");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].format = 9; }), "an unknown format");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.out = nullptr; }), "no output");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.output = 7; }), "an unknown output");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].values = (const char *)a.w[0].values + 8; }), "unaligned values");
+}

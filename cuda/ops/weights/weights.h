@@ -1,0 +1,44 @@
+/* What is done to weights once, when they are loaded, and on their way into matrix products of prompts. */
+#ifndef ORCD_WEIGHTS_H
+#define ORCD_WEIGHTS_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* dequantize: out[i, :] = w[i, :] * w.scale, rounded to half. */
+typedef struct orcd_dequantize_args {
+    orcd_matrix w;
+    orcd_f16 *out;      /* [n_rows, out_pitch]; columns from n_cols to out_pitch become zero */
+    uint32_t out_pitch; /* halves */
+} orcd_dequantize_args;
+
+int32_t orcd_dequantize(const orcd_dequantize_args *args, orcd_stream stream);
+
+/* row_stats: of each row, the largest magnitude and the 2-norm. */
+typedef struct orcd_row_stats_args {
+    orcd_matrix w;
+    float *largest; /* [n_rows] */
+    float *norm;    /* [n_rows] */
+} orcd_row_stats_args;
+
+int32_t orcd_row_stats(const orcd_row_stats_args *args, orcd_stream stream);
+
+/* split_q8_0: takes a file's blocks (an F16 scale, then 32 8-bit integers: 34 bytes) apart. */
+typedef struct orcd_split_q8_0_args {
+    const uint8_t *blocks; /* [n_blocks, 34] */
+    int8_t *values;        /* [n_blocks, 32]; rows are not padded */
+    orcd_f16 *scales;      /* [n_blocks] */
+    uint64_t n_blocks;
+} orcd_split_q8_0_args;
+
+int32_t orcd_split_q8_0(const orcd_split_q8_0_args *args, orcd_stream stream);
+
+/* Lets kernels start before their predecessor has finished (programmatic dependent launch), from the next launch on. */
+void orcd_set_dependent_launch(int32_t enabled);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
