@@ -28,6 +28,7 @@ typedef struct CUstream_st *orcd_stream;
 #endif
 
 #include "orcd_matrix.h"
+#include "../runtime/runtime.h"
 
 /* One line for each operation. */
 #include "../ops/embed/embed.h"

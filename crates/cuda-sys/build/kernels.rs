@@ -1,0 +1,80 @@
+//! The kernels: CMake, then the linker's arguments.
+
+use std::path::{Path, PathBuf};
+
+use crate::{bindings, toolkit};
+
+/// PTX for 80 runs on every GPU since Ampere; 90a is Hopper's own machine code.
+const DEFAULT_ARCHITECTURES: &str = "80-virtual;90a-real";
+
+const VARIABLES: [&str; 8] =
+    ["CUDACXX", "CUDA_PATH", "CUDA_HOME", "LIBCLANG_PATH", "CUDAHOSTCXX", "CUDAARCHS", "WORKER_CUDA_ARCHS", "CMAKE"];
+
+/// # Errors
+/// In one line, what is missing. A kernel that does not compile ends the process with the compiler's own words.
+pub(crate) fn build() -> Result<(), String> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
+    let source = root.join("cuda");
+    println!("cargo::rerun-if-changed={}", source.display());
+    for name in VARIABLES {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+
+    let mut targets = vec![root.join("target")];
+    targets.splice(0..0, std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from));
+    let missing = |what: String| format!("{what}. `cargo xtask cuda setup` fetches what is missing into target/");
+    let toolkit = toolkit::find(&targets).map_err(missing)?;
+    let (major, minor) = toolkit.version;
+    println!("nvcc {major}.{minor}: {}, found by {}", toolkit.nvcc.display(), toolkit.found_by);
+    let cmake = match std::env::var_os("CMAKE") {
+        Some(cmake) => cmake.into(),
+        None => toolkit::program("cmake", &targets).ok_or_else(|| missing("there is no cmake".into()))?,
+    };
+    let libclang = toolkit::libclang(&targets).ok_or_else(|| missing("there is no libclang".into()))?;
+    // SAFETY: this build script has one thread. bindgen and the cmake crate take these from the environment alone.
+    unsafe {
+        std::env::set_var("LIBCLANG_PATH", libclang);
+        std::env::set_var("CMAKE", cmake);
+    }
+
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
+    let contract = bindings::write(&source, &toolkit, &out)?;
+    let given = ["WORKER_CUDA_ARCHS", "CUDAARCHS"].iter().find_map(|name| std::env::var(name).ok());
+    let architectures = given.filter(|text| !text.is_empty()).unwrap_or_else(|| DEFAULT_ARCHITECTURES.to_owned());
+    let architectures = toolkit::architectures(&architectures);
+    println!("cargo::rustc-env=WORKER_CUDA_ARCHITECTURES={architectures}");
+    let built = compile(&source, &toolkit, &contract, &architectures, toolkit::program("ninja", &targets));
+    link(&built, &toolkit);
+    Ok(())
+}
+
+fn compile(
+    source: &Path,
+    toolkit: &toolkit::Toolkit,
+    contract: &Path,
+    architectures: &str,
+    ninja: Option<PathBuf>,
+) -> PathBuf {
+    let mut config = cmake::Config::new(source);
+    config.env("CUDACXX", &toolkit.nvcc).env("CUDA_PATH", toolkit.root());
+    config.define("CMAKE_CUDA_COMPILER", &toolkit.nvcc).define("CMAKE_CUDA_ARCHITECTURES", architectures);
+    config.define("WORKER_CUDA_CONTRACT", contract);
+    if let Some(ninja) = ninja {
+        config.generator("Ninja").define("CMAKE_MAKE_PROGRAM", ninja);
+    }
+    // The same kernels for every profile of cargo: nobody debugs them from there, and tests must test what is served.
+    config.profile("Release").build_target("worker_cuda").build().join("build")
+}
+
+fn link(built: &Path, toolkit: &toolkit::Toolkit) {
+    println!("cargo::rustc-link-search=native={}", built.display());
+    println!("cargo::rustc-link-search=native={}", toolkit.lib.display());
+    println!("cargo::rustc-link-lib=static=worker_cuda");
+    println!("cargo::rustc-link-lib=static=cudart_static");
+    for name in ["stdc++", "dl", "rt", "pthread"] {
+        println!("cargo::rustc-link-lib=dylib={name}");
+    }
+    // For `cargo xtask cuda`: where to ask CMake for the program that tests the kernels.
+    println!("cargo::metadata=build={}", built.display());
+}
