@@ -125,7 +125,7 @@ pub(crate) struct ModelArgs {
 }
 
 /// Where it runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Device")]
 pub(crate) struct DeviceArgs {
     /// Where to run the model; auto takes a GPU where this build and this machine have one, else the CPU.
@@ -140,23 +140,28 @@ pub(crate) struct DeviceArgs {
     #[arg(long, short, value_name = "N", env = "WORKER_ORCD_THREADS", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_THREADS as i64))]
     pub(crate) threads: Option<u32>,
+
+    /// Launch each kernel of a step by itself instead of replaying the step as a CUDA graph: slower, for finding faults.
+    #[arg(long, env = "WORKER_ORCD_NO_CUDA_GRAPHS", hide_env_values = true, value_parser = BoolishValueParser::new())]
+    pub(crate) no_cuda_graphs: bool,
 }
 
 /// How much it may hold.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Context and memory")]
 pub(crate) struct LimitArgs {
-    /// Requests that may generate at the same time.
-    #[arg(long, value_name = "N", env = "WORKER_ORCD_MAX_SEQS", hide_env_values = true, default_value_t = 8)]
+    /// Requests that may generate at the same time [default: 8 on a CPU, 256 on a GPU].
+    #[arg(long, value_name = "N", env = "WORKER_ORCD_MAX_SEQS", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_SEQS as i64))]
-    pub(crate) max_seqs: u32,
+    pub(crate) max_seqs: Option<u32>,
 
     /// The longest prompt and answer together, in tokens [default: what the model was trained for, if it fits].
     #[arg(long, short, value_name = "TOKENS", env = "WORKER_ORCD_CTX_SIZE", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_CTX as i64))]
     pub(crate) ctx_size: Option<u32>,
 
-    /// Memory for the keys and values of all requests together, in MiB [default: --max-seqs whole contexts, at most 1024].
+    /// Memory for the keys and values of all requests together, in MiB [default: --max-seqs whole contexts, at
+    /// most 1024 on a CPU, 16384 on a GPU].
     #[arg(long, value_name = "MIB", env = "WORKER_ORCD_KV_CACHE_MB", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=MAX_KV_MB))]
     pub(crate) kv_cache_mb: Option<u64>,
@@ -321,6 +326,11 @@ pub(crate) struct BenchArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_SEQS as i64))]
     pub(crate) batch: Vec<u32>,
 
+    /// Measure what docs/performance.md tells: prompts of 128, 512 and 2048 tokens; 128 tokens decoded at depth 0, 1024,
+    /// 4096 and 16384, and by 8, 32, 128 and 256 sequences. What the model's context has no room for is left out.
+    #[arg(long, conflicts_with_all = ["n_prompt", "n_gen", "depth", "batch"])]
+    pub(crate) suite: bool,
+
     /// How often each measurement is repeated; the median, least and most are shown.
     #[arg(long, short = 'r', value_name = "N", default_value_t = 5)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -471,7 +481,7 @@ mod tests {
     fn serves_by_default() {
         let cli = parse(&["--model", "a.gguf", "--port", "9"]).unwrap();
         assert!(cli.command.is_none());
-        assert_eq!((cli.serve.worker.port, cli.serve.limits.max_seqs), (9, 8));
+        assert_eq!((cli.serve.worker.port, cli.serve.limits.max_seqs), (9, None));
         let Some(Command::Serve(args)) = parse(&["serve", "--port", "9"]).unwrap().command else { panic!("serve") };
         assert_eq!(args.worker.port, 9);
     }

@@ -4,17 +4,56 @@ use crate::memory;
 
 /// Contexts and pools are whole blocks.
 const BLOCK_TOKENS: u64 = transformer::BLOCK_TOKENS as u64;
-/// The KV pool takes no more than this unless asked to: enough for 8 contexts of 10,000 tokens of a model of half a
-/// billion parameters, and small beside what a machine that runs a model has.
-const DEFAULT_KV_BYTES: u64 = 1 << 30;
+
+/// The memory that weights, keys and values, and the rest have to fit into.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// For messages: `memory`.
+    pub(crate) name: &'static str,
+    /// Bytes that may still be taken; `None` where nobody knows.
+    pub(crate) available_bytes: Option<u64>,
+    /// Of these, bytes that neither weights nor pool may have.
+    pub(crate) reserved_bytes: u64,
+    /// The KV pool takes no more than this unless asked to...
+    pub(crate) default_kv_bytes: u64,
+    /// ...nor more than so many tenths of what the weights leave.
+    pub(crate) default_kv_tenths: u64,
+}
+
+impl Room {
+    /// This machine's memory. 1 GiB of keys and values is enough for 8 contexts of 10,000 tokens of a model of half a
+    /// billion parameters, and small beside what a machine that runs a model has.
+    pub(crate) fn of_machine() -> Self {
+        Self {
+            name: "memory",
+            available_bytes: memory::available_bytes(),
+            reserved_bytes: 0,
+            default_kv_bytes: 1 << 30,
+            default_kv_tenths: 5,
+        }
+    }
+
+    /// A GPU's memory, of which nobody expects it to be left for others. 16 GiB of keys and values are enough for 256
+    /// contexts of 5,000 tokens of a model of half a billion parameters, or of 500 tokens of one of eight billion.
+    #[cfg_attr(not(test), expect(dead_code, reason = "there is no build with CUDA yet"))]
+    pub(crate) fn of_gpu(free_bytes: u64, reserved_bytes: u64) -> Self {
+        Self {
+            name: "GPU memory",
+            available_bytes: Some(free_bytes),
+            reserved_bytes,
+            default_kv_bytes: 16 << 30,
+            default_kv_tenths: 9,
+        }
+    }
+}
 
 /// How large the KV pool is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pool {
     /// `--kv-cache-mb`, in bytes.
     Bytes(u64),
-    /// Large enough for all sequences at their longest.
-    Whole,
+    /// Large enough for so many tokens, in whole blocks a sequence.
+    Tokens(u64),
     /// What is sensible on this machine.
     Default,
 }
@@ -34,8 +73,8 @@ pub(crate) struct Wish {
     pub(crate) pool: Pool,
     /// Bytes of weights.
     pub(crate) weight_bytes: u64,
-    /// Bytes of memory that may still be taken; `None` where nobody knows.
-    pub(crate) available_bytes: Option<u64>,
+    /// Where all of it is to go.
+    pub(crate) room: Room,
 }
 
 /// What will be.
@@ -49,7 +88,8 @@ pub(crate) struct KvPlan {
 
 /// Settles context and pool.
 ///
-/// What was asked for explicitly is given or refused, never silently changed; what was not is made to fit.
+/// A context that was asked for is given or refused, and so is a pool, but that it never gets more than all sequences
+/// together can use. What was not asked for is made to fit.
 ///
 /// # Errors
 /// A context longer than the model's, a pool that does not hold one context, weights and pool that do not fit into
@@ -65,7 +105,7 @@ pub(crate) fn plan(wish: &Wish) -> anyhow::Result<KvPlan> {
     let most_blocks = blocks(longest).saturating_mul(wish.max_seqs as u64);
     let n_blocks = match wish.pool {
         Pool::Bytes(bytes) => (bytes / block_bytes).min(most_blocks),
-        Pool::Whole => most_blocks,
+        Pool::Tokens(tokens) => tokens.div_ceil(BLOCK_TOKENS),
         Pool::Default => {
             let least_blocks = wish.ctx_size.map_or(1, blocks);
             (default_bytes(wish) / block_bytes).min(most_blocks).max(least_blocks)
@@ -87,23 +127,27 @@ pub(crate) fn plan(wish: &Wish) -> anyhow::Result<KvPlan> {
     Ok(KvPlan { n_ctx: longest.min(pool_tokens), kv_bytes })
 }
 
-/// The pool where no size was asked for: at most half of what the weights leave.
-fn default_bytes(wish: &Wish) -> u64 {
-    match wish.available_bytes {
-        Some(available) => DEFAULT_KV_BYTES.min(available.saturating_sub(wish.weight_bytes) / 2),
-        None => DEFAULT_KV_BYTES,
-    }
+/// The pool where no size was asked for.
+fn default_bytes(Wish { room, weight_bytes, .. }: &Wish) -> u64 {
+    let Some(available) = room.available_bytes else { return room.default_kv_bytes };
+    let left = available.saturating_sub(room.reserved_bytes).saturating_sub(*weight_bytes);
+    room.default_kv_bytes.min(left / 10 * room.default_kv_tenths)
 }
 
-fn check_memory(wish: &Wish, kv_bytes: u64) -> anyhow::Result<()> {
-    let Some(available) = wish.available_bytes else { return Ok(()) };
-    let needed = wish.weight_bytes.saturating_add(kv_bytes);
+fn check_memory(Wish { room, weight_bytes, .. }: &Wish, kv_bytes: u64) -> anyhow::Result<()> {
+    let Some(available) = room.available_bytes else { return Ok(()) };
+    let needed = weight_bytes.saturating_add(kv_bytes).saturating_add(room.reserved_bytes);
+    let rest = match room.reserved_bytes {
+        0 => String::new(),
+        bytes => format!(", {} for everything else", memory::shown(bytes)),
+    };
     anyhow::ensure!(
         needed <= available,
-        "not enough memory: {} are needed ({} of weights, {} of keys and values), {} are available; \
+        "not enough {}: {} are needed ({} of weights, {} of keys and values{rest}), {} are available; \
          a smaller --kv-cache-mb or --ctx-size needs less",
+        room.name,
         memory::shown(needed),
-        memory::shown(wish.weight_bytes),
+        memory::shown(*weight_bytes),
         memory::shown(kv_bytes),
         memory::shown(available),
     );
@@ -122,8 +166,18 @@ mod tests {
         ctx_size: None,
         pool: Pool::Default,
         weight_bytes: 1_260_000_000,
-        available_bytes: Some(24 << 30),
+        room: cpu(24 << 30),
     };
+
+    const fn cpu(available: u64) -> Room {
+        Room {
+            name: "memory",
+            available_bytes: Some(available),
+            reserved_bytes: 0,
+            default_kv_bytes: 1 << 30,
+            default_kv_tenths: 5,
+        }
+    }
 
     fn check(wish: Wish, expected: Result<(usize, u64), &str>) {
         let got = plan(&wish).map(|p| (p.n_ctx, p.kv_bytes)).map_err(|e| e.to_string());
@@ -149,7 +203,7 @@ mod tests {
     #[test]
     fn the_default_context_is_what_the_pool_holds() {
         check(Wish { pool: Pool::Bytes(10 << 20), ..QWEN }, Ok((53 * 16, 53 * 196_608)));
-        check(Wish { available_bytes: Some(1_260_000_000 + 20 * 196_608), ..QWEN }, Ok((160, 10 * 196_608)));
+        check(Wish { room: cpu(1_260_000_000 + 20 * 196_608), ..QWEN }, Ok((160, 10 * 196_608)));
     }
 
     #[test]
@@ -168,8 +222,29 @@ mod tests {
             Err("--kv-cache-mb 10 holds 848 tokens, a context of 2048 needs 24 MiB"),
         );
         check(
-            Wish { available_bytes: Some(1 << 30), ..QWEN },
+            Wish { room: cpu(1 << 30), ..QWEN },
             Err("not enough memory: 1.26 GB are needed (1.26 GB of weights, 196.6 kB of keys and values), 1.07 GB are"),
+        );
+    }
+    #[test]
+    fn so_many_tokens_in_whole_blocks() {
+        check(Wish { ctx_size: Some(100), pool: Pool::Tokens(3 * 112), ..QWEN }, Ok((100, 21 * 196_608)));
+    }
+
+    #[test]
+    fn a_gpu_gives_what_it_has_but_for_what_is_reserved() {
+        let gpu = |free, pool| Wish { room: Room::of_gpu(free, 1 << 30), max_seqs: 256, pool, ..QWEN };
+        check(gpu(140 << 30, Pool::Default), Ok((32_768, (16 << 30) / 196_608 * 196_608)));
+        let left = (1000 / 10 * 9) * 196_608;
+        let free = (1 << 30) + QWEN.weight_bytes + 1000 * 196_608;
+        check(gpu(free, Pool::Default), Ok((900 * 16, left)));
+        check(gpu(free, Pool::Bytes(1000 * 196_608)), Ok((1000 * 16, 1000 * 196_608)));
+        check(
+            gpu(2 << 30, Pool::Default),
+            Err(
+                "not enough GPU memory: 2.33 GB are needed (1.26 GB of weights, 196.6 kB of keys and values, 1.07 GB for \
+                 everything else), 2.15 GB are available",
+            ),
         );
     }
 }

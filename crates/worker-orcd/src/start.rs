@@ -9,27 +9,21 @@ use anyhow::Context as _;
 use gguf_parser::Gguf;
 use tokenizer::Tokenizer;
 use transformer::cpu::{CpuExecutor, CpuOptions};
-use transformer::{Batch, BlockId, Executor, KvType, ModelSpec, Role};
+use transformer::{Batch, BlockId, Executor, KvType, ModelSpec, Role, Sampling, StepOutput};
 use weight_loader::{ModelFile, Weights};
 
-use crate::kv_plan::{self, KvPlan, Pool};
-use crate::memory;
-
-/// Rows that one step may have: prompts are read in chunks of this.
-///
-/// A chunk is as long as others wait for their next token, and a cancelled prompt for its end. Longer ones read a prompt
-/// no faster: at 128 rows computing already takes twenty times as long as reading the weights.
-pub(crate) const MAX_BATCH_TOKENS: usize = 128;
+use crate::cli::DeviceArgs;
+use crate::device::Device;
+use crate::kv_plan::{self, KvPlan, Pool, Room};
+use crate::{gpu, memory};
 
 /// What the executor is made with.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
-    /// Threads to compute with.
-    pub(crate) threads: usize,
-    /// Sequences in one step.
-    pub(crate) max_seqs: usize,
-    /// Rows in one step.
-    pub(crate) max_batch_tokens: usize,
+    /// Where it is to run.
+    pub(crate) device: DeviceArgs,
+    /// Sequences in one step, where somebody said.
+    pub(crate) max_seqs: Option<usize>,
     /// The longest sequence, where one was asked for.
     pub(crate) ctx_size: Option<usize>,
     /// The KV pool.
@@ -41,20 +35,83 @@ pub(crate) struct Options {
 /// A model that can run.
 pub(crate) struct Loaded {
     /// Warm.
-    pub(crate) executor: CpuExecutor,
+    pub(crate) executor: Box<dyn Executor>,
+    /// Where it runs.
+    pub(crate) device: Device,
     /// What it is.
     pub(crate) spec: ModelSpec,
     /// Its vocabulary.
     pub(crate) tokenizer: Arc<Tokenizer>,
-    /// Its weights: the mapping that the executor reads from.
-    pub(crate) weights: Weights,
+    /// Its weights, where the CPU computes from them: the mapping that the executor reads from.
+    pub(crate) weights: Option<Weights>,
+    /// Bytes of weights that decoding a token reads.
+    pub(crate) decoded_bytes: u64,
     /// The type that most bytes of its weights are stored in, such as `F16`.
     pub(crate) quant_kind: &'static str,
-    /// Opening excluded.
+    /// From the first byte of weights that was asked for until all were where the device computes from them.
+    pub(crate) weights_took: Duration,
+    /// From the opened file to the end of the first step.
     pub(crate) took: Duration,
 }
 
-/// Loads the model in `file`, telling `progress` how many bytes of how many are there, and runs it once.
+impl Loaded {
+    /// Whether all weights are in the memory that the device computes from: on the CPU they were brought in, of a GPU it
+    /// is measured.
+    pub(crate) fn is_resident(&self) -> bool {
+        let held = self.executor.memory();
+        match self.device {
+            Device::Cpu { .. } => true,
+            Device::Cuda(_) => held.vram_bytes >= held.weight_bytes,
+        }
+    }
+}
+
+/// A file that has been looked into.
+#[derive(Clone, Copy)]
+pub(crate) struct Model<'a> {
+    pub(crate) file: &'a ModelFile,
+    pub(crate) gguf: &'a Gguf<'a>,
+    pub(crate) spec: &'a ModelSpec,
+}
+
+/// What a device makes of a model.
+pub(crate) struct Made {
+    pub(crate) executor: Box<dyn Executor>,
+    pub(crate) weights: Option<Weights>,
+}
+
+/// Takes note of when loading begins and ends.
+pub(crate) struct Watched<'p> {
+    progress: &'p mut (dyn FnMut(u64, u64) + Send),
+    began: Option<Instant>,
+    ended: Option<Instant>,
+}
+
+impl Watched<'_> {
+    /// Bytes are asked for from now on. The first call of [`Self::set`] says so too.
+    fn begin(&mut self) {
+        self.began.get_or_insert_with(Instant::now);
+    }
+
+    /// `done` of `total` bytes are there.
+    pub(crate) fn set(&mut self, done: u64, total: u64) {
+        self.begin();
+        if done == total {
+            self.ended.get_or_insert_with(Instant::now);
+        }
+        (self.progress)(done, total);
+    }
+
+    fn took(&self) -> Duration {
+        match (self.began, self.ended) {
+            (Some(began), Some(ended)) => ended - began,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// Chooses the device and loads the model in `file` into it, telling `progress` how many bytes of how many are there, and
+/// runs it once.
 ///
 /// # Errors
 /// One that says what, where, what was needed and what was there.
@@ -67,50 +124,92 @@ pub(crate) fn load(
     let gguf = file.gguf()?;
     let in_file = || format!("model {:?}", file.name());
     let spec = ModelSpec::from_gguf(&gguf).with_context(in_file)?;
-    let plan = plan(&spec, &gguf, options)?;
-    let (vocabulary, weights) = std::thread::scope(|scope| {
-        // A large vocabulary takes tens of milliseconds to index: time in which the pages of the weights come in.
+    weight_loader::check(file, &gguf, &spec.tensors())?;
+    let mut watched = Watched { progress, began: None, ended: None };
+    let (vocabulary, made) = std::thread::scope(|scope| {
+        // A large vocabulary takes tens of milliseconds to index: time in which the device wakes and the weights come in.
         let vocabulary = scope.spawn(|| Tokenizer::from_gguf(&gguf).context("its vocabulary cannot be used"));
-        let weights = weight_loader::load(file, &gguf, &spec.tensors(), &mut |p| progress(p.done_bytes, p.total_bytes));
-        (vocabulary.join().expect("reading a vocabulary does not panic"), weights)
+        let made = Device::choose(&options.device).and_then(|device| {
+            let made = make(Model { file, gguf: &gguf, spec: &spec }, &device, options, &mut watched)?;
+            Ok((device, made))
+        });
+        (vocabulary.join().expect("reading a vocabulary does not panic"), made)
     });
-    let weights = weights?;
-    let weights_at = began.elapsed();
+    let (device, Made { mut executor, weights }) = made?;
     let tokenizer = vocabulary.with_context(in_file)?;
-    let mut executor = CpuExecutor::new(
-        spec.clone(),
-        weights.clone(),
-        CpuOptions {
-            n_threads: options.threads,
-            n_ctx: Some(plan.n_ctx),
-            max_seqs: options.max_seqs,
-            max_batch_tokens: options.max_batch_tokens,
-            kv_bytes: Some(plan.kv_bytes),
-            kv_type: options.kv_type,
-            ..CpuOptions::default()
-        },
-    )
-    .with_context(in_file)?;
     let executor_at = began.elapsed();
-    warm_up(&mut executor).with_context(in_file)?;
-    let took = began.elapsed();
-    tracing::debug!(
-        "weights and vocabulary after {weights_at:.1?}, executor after {executor_at:.1?}, first step after {took:.1?}"
-    );
-    Ok(Loaded { executor, spec, tokenizer: Arc::new(tokenizer), weights, quant_kind: quant_kind(&gguf), took })
+    warm_up(executor.as_mut()).with_context(in_file)?;
+    let (weights_took, took) = (watched.took(), began.elapsed());
+    tracing::debug!("weights took {weights_took:.1?}; executor after {executor_at:.1?}, first step after {took:.1?}");
+    let (quant_kind, decoded_bytes) = (quant_kind(&gguf), decoded_bytes(&gguf));
+    let tokenizer = Arc::new(tokenizer);
+    Ok(Loaded { executor, device, spec, tokenizer, weights, decoded_bytes, quant_kind, weights_took, took })
 }
 
-/// How much goes to keys and values, and whether all of it fits into memory.
-fn plan(spec: &ModelSpec, gguf: &Gguf<'_>, options: &Options) -> anyhow::Result<KvPlan> {
-    let weight_bytes = gguf.tensors.iter().map(|t| t.n_bytes).sum();
+fn make(model: Model<'_>, device: &Device, options: &Options, progress: &mut Watched<'_>) -> anyhow::Result<Made> {
+    let max_seqs = options.max_seqs.unwrap_or(device.default_max_seqs());
+    // Each sequence must be able to have its row in every step.
+    let max_batch_tokens = device.max_batch_tokens().max(max_seqs);
+    match device {
+        Device::Cpu { threads } => make_cpu(model, *threads, (max_seqs, max_batch_tokens), options, progress),
+        Device::Cuda(gpu) => gpu::make(model, gpu, (max_seqs, max_batch_tokens), options, progress),
+    }
+}
+
+fn make_cpu(
+    model: Model<'_>,
+    threads: usize,
+    (max_seqs, max_batch_tokens): (usize, usize),
+    options: &Options,
+    progress: &mut Watched<'_>,
+) -> anyhow::Result<Made> {
+    let Model { file, gguf, spec } = model;
+    let bytes_per_token = spec.kv_bytes_per_token(options.kv_type.n_bytes());
+    let plan = plan(model, bytes_per_token, max_seqs, options, Room::of_machine())?;
+    progress.begin();
+    let mut on_progress = |p: weight_loader::Progress<'_>| progress.set(p.done_bytes, p.total_bytes);
+    let weights = weight_loader::load(file, gguf, &spec.tensors(), &mut on_progress)?;
+    let options = CpuOptions {
+        n_threads: threads,
+        n_ctx: Some(plan.n_ctx),
+        max_seqs,
+        max_batch_tokens,
+        kv_bytes: Some(plan.kv_bytes),
+        kv_type: options.kv_type,
+        ..CpuOptions::default()
+    };
+    let executor =
+        CpuExecutor::new(spec.clone(), weights.clone(), options).with_context(|| format!("model {:?}", file.name()))?;
+    Ok(Made { executor: Box::new(executor), weights: Some(weights) })
+}
+
+fn weight_bytes(gguf: &Gguf<'_>) -> u64 {
+    gguf.tensors.iter().map(|t| t.n_bytes).sum()
+}
+
+/// All weights are read to decode a token, but of a token embedding that is not the output matrix too only a row, which
+/// is nothing.
+fn decoded_bytes(gguf: &Gguf<'_>) -> u64 {
+    let embedding = gguf.tensor("token_embd.weight").filter(|_| gguf.tensor("output.weight").is_some());
+    weight_bytes(gguf) - embedding.map_or(0, |tensor| tensor.n_bytes)
+}
+
+/// How much goes to keys and values, and whether all of it fits into the device's memory.
+pub(crate) fn plan(
+    Model { gguf, spec, .. }: Model<'_>,
+    bytes_per_token: u64,
+    max_seqs: usize,
+    options: &Options,
+    room: Room,
+) -> anyhow::Result<KvPlan> {
     let plan = kv_plan::plan(&kv_plan::Wish {
-        bytes_per_token: spec.kv_bytes_per_token(options.kv_type.n_bytes()),
+        bytes_per_token,
         model_ctx: spec.n_ctx,
-        max_seqs: options.max_seqs,
+        max_seqs,
         ctx_size: options.ctx_size,
         pool: options.pool,
-        weight_bytes,
-        available_bytes: memory::available_bytes(),
+        weight_bytes: weight_bytes(gguf),
+        room,
     })?;
     if plan.n_ctx < spec.n_ctx && options.ctx_size.is_none() {
         tracing::info!(
@@ -120,19 +219,36 @@ fn plan(spec: &ModelSpec, gguf: &Gguf<'_>, options: &Options) -> anyhow::Result<
             memory::shown(plan.kv_bytes),
         );
     }
+    if let Pool::Bytes(asked) = options.pool
+        && plan.kv_bytes < asked
+    {
+        let (asked, taken) = (asked >> 20, memory::shown(plan.kv_bytes));
+        tracing::info!("--kv-cache-mb {asked}: {taken} are taken: whole blocks, and no more than all requests can use");
+    }
     Ok(plan)
 }
 
-/// One step, so that the first request finds threads started and memory touched. The keys and values that it leaves
-/// behind belong to no request. One is enough: it costs what decoding a token costs, and time to ready counts.
-fn warm_up(executor: &mut CpuExecutor) -> anyhow::Result<()> {
-    let mut batch = Batch::default();
-    batch.push(Role::Generated, &[0], 0, &[BlockId(0)], true);
-    let logits = executor.forward(&batch)?.into_logits();
-    anyhow::ensure!(
-        logits.iter().all(|x| x.is_finite()),
-        "the model's first answer is not a number: its weights are damaged"
-    );
+/// One step, so that the first request finds threads started and memory touched; on a device whose prompts take another
+/// way, one of each. The keys and values that it leaves behind belong to no request. One is enough: it costs what
+/// decoding a token costs, and time to ready counts.
+fn warm_up(executor: &mut dyn Executor) -> anyhow::Result<()> {
+    let info = executor.info();
+    let (samples, roles): (_, &[Role]) = match info.roles_bit_equal {
+        true => (info.samples, &[Role::Generated]),
+        false => (info.samples, &[Role::Prompt, Role::Generated]),
+    };
+    for &role in roles {
+        let mut batch = Batch::default();
+        batch.push(role, &[0], 0, &[BlockId(0)], true);
+        if samples {
+            batch.sample_with(&Sampling { temperature: 0.0, ..Sampling::default() }, 0, &[], None);
+        }
+        let is_sound = match executor.forward(&batch)? {
+            StepOutput::Logits(logits) => logits.iter().all(|x| x.is_finite()),
+            StepOutput::Chosen(choices) => choices.iter().all(|choice| choice.id.is_ok()),
+        };
+        anyhow::ensure!(is_sound, "the model's first answer is not a number: its weights are damaged");
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::logging::{self, Quiet};
 use crate::progress::Loading;
 use crate::signals::INTERRUPTED;
 use crate::start::{self, Loaded};
-use crate::{device, output, signals, source};
+use crate::{output, signals, source};
 
 /// The longest prompt that is read from standard input, in bytes. What fits into the context is far less.
 const MAX_PROMPT_BYTES: u64 = 64 << 20;
@@ -30,28 +30,24 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         "--stop: given {} times, at most {MAX_STOPS} work",
         args.sampling.stop.len()
     );
-    let threads = device::cpu_threads(&args.device)?;
     let file = source::open(&args.model)?;
     let prompt = prompt(args)?;
-    let loaded = load(args, &file, threads)?;
+    let loaded = load(args, &file)?;
     let ids = prompt_ids(&file, &loaded, &prompt, args.chat)?;
 
-    let engine = Engine::start(
-        Box::new(loaded.executor),
-        EngineConfig { max_seqs: 1, max_batch_tokens: start::MAX_BATCH_TOKENS, ..EngineConfig::default() },
-        Instant::now,
-    );
+    let max_batch_tokens = loaded.executor.info().max_batch_tokens;
+    let config = EngineConfig { max_seqs: 1, max_batch_tokens, ..EngineConfig::default() };
+    let engine = Engine::start(loaded.executor, config, Instant::now);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let seed = args.sampling.seed.unwrap_or_else(worker_http::drawn_seed);
     let answer = runtime.block_on(stream(&engine, &loaded.tokenizer, &ids, seed, args))?;
     report(args, &source::name(&args.model), ids.len(), seed, &answer)
 }
 
-fn load(args: &GenerateArgs, file: &ModelFile, threads: usize) -> anyhow::Result<Loaded> {
+fn load(args: &GenerateArgs, file: &ModelFile) -> anyhow::Result<Loaded> {
     let options = start::Options {
-        threads,
-        max_seqs: 1,
-        max_batch_tokens: start::MAX_BATCH_TOKENS,
+        device: args.device.clone(),
+        max_seqs: Some(1),
         ctx_size: args.context.ctx_size.map(|n| n as usize),
         pool: Pool::Default,
         kv_type: args.context.kv_type.into(),

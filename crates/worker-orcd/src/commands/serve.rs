@@ -13,7 +13,6 @@ use reqwest::Url;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use transformer::{Executor as _, MemoryUse};
 use worker_http::{AppState, ModelFacts, Served, ServerLimits, Settings};
 
 use crate::callback::{self, CallbackError, Ready};
@@ -22,7 +21,7 @@ use crate::kv_plan::Pool;
 use crate::logging::{self, Quiet};
 use crate::progress::Loading;
 use crate::start::{self, Loaded};
-use crate::{device, memory, output, signals, source};
+use crate::{memory, output, signals, source};
 
 /// Threads that answer HTTP. Computing is done elsewhere; these only wait.
 const HTTP_THREADS: usize = 2;
@@ -30,14 +29,13 @@ const HTTP_THREADS: usize = 2;
 /// Runs the command until it is told to stop.
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     logging::init(&args.log, Quiet::No)?;
-    let threads = device::cpu_threads(&args.device)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .thread_name("http")
         .enable_all()
         .build()
         .context("cannot start the HTTP threads")?;
-    let outcome = runtime.block_on(serve(args, threads));
+    let outcome = runtime.block_on(serve(args));
     // Connections that outlived the drain end with the process.
     runtime.shutdown_background();
     outcome
@@ -46,7 +44,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 /// After the drain limit: the time for the jobs that are cut off to end, and for the engine to end its step.
 const CUT_OFF_GRACE: Duration = Duration::from_secs(2);
 
-async fn serve(args: &ServeArgs, threads: usize) -> anyhow::Result<ExitCode> {
+async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let stop = signals::watch().context("cannot watch for signals")?;
     let (listener, bound) = bind(args).await?;
     // Whoever started the worker may read this line, whatever is logged; that nobody does is no reason to stop.
@@ -68,7 +66,7 @@ async fn serve(args: &ServeArgs, threads: usize) -> anyhow::Result<ExitCode> {
         end_of_service.clone().cancelled_owned(),
     ));
 
-    let end = work(args, threads, &worker_id, &model, bound, &state, &stop).await;
+    let end = work(args, &worker_id, &model, bound, &state, &stop).await;
     // Answers on their way, that of POST /shutdown for one, are still sent, wherever in its life the worker is.
     end_of_service.cancel();
     // A handler that panicked has been logged; there is nothing left to do about it.
@@ -79,14 +77,13 @@ async fn serve(args: &ServeArgs, threads: usize) -> anyhow::Result<ExitCode> {
 /// Loads, becomes ready, calls back, serves until told to stop, and drains.
 async fn work(
     args: &ServeArgs,
-    threads: usize,
     worker_id: &str,
     model: &str,
     bound: SocketAddr,
     state: &AppState,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let loading = load(args, threads, state.clone());
+    let loading = load(args, state.clone());
     let prepared = async {
         tokio::try_join!(async { Ok(orchestrator(args, bound).await) }, async {
             loading.await.context("the loading thread ended without a result")?
@@ -99,16 +96,26 @@ async fn work(
         () = state.shutdown_requested() => return Ok(()),
         prepared = prepared => prepared?,
     };
+    let ready = Ready {
+        worker_id: worker_id.to_owned(),
+        model_ref: source::model_ref(&args.model),
+        uri: String::new(),
+        memory_bytes: loaded.executor.memory().total_bytes(),
+        vram_bytes: loaded.executor.memory().vram_bytes,
+        memory_architecture: loaded.device.memory_architecture(),
+        worker_type: loaded.device.worker_type(),
+        capabilities: vec!["text-gen"],
+    };
     let engine = become_ready(args, loaded, model, state);
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
         () = state.shutdown_requested() => Ok(()),
-        Err(e) = call_back(orchestrator, args, worker_id, bound, engine.snapshot().memory) => Err(e),
+        Err(e) = call_back(orchestrator, ready, bound) => Err(e.into()),
     };
     let limit = if outcome.is_ok() { Duration::from_secs(args.worker.drain_timeout_sec) } else { Duration::ZERO };
     leave(state, engine, limit).await;
-    Ok(outcome?)
+    outcome
 }
 
 async fn bind(args: &ServeArgs) -> anyhow::Result<(TcpListener, SocketAddr)> {
@@ -127,14 +134,13 @@ async fn bind(args: &ServeArgs) -> anyhow::Result<(TcpListener, SocketAddr)> {
 }
 
 /// Loads on a thread of its own, so that `/health` answers meanwhile.
-fn load(args: &ServeArgs, threads: usize, state: AppState) -> oneshot::Receiver<anyhow::Result<Loaded>> {
+fn load(args: &ServeArgs, state: AppState) -> oneshot::Receiver<anyhow::Result<Loaded>> {
     let (done, result) = oneshot::channel();
     let model = args.model.clone();
     let log_format = args.log.log_format;
     let options = start::Options {
-        threads,
-        max_seqs: args.limits.max_seqs as usize,
-        max_batch_tokens: start::MAX_BATCH_TOKENS,
+        device: args.device.clone(),
+        max_seqs: args.limits.max_seqs.map(|n| n as usize),
         ctx_size: args.limits.ctx_size.map(|n| n as usize),
         pool: args.limits.kv_cache_mb.map_or(Pool::Default, |mb| Pool::Bytes(mb << 20)),
         kv_type: args.limits.kv_type.into(),
@@ -160,21 +166,20 @@ fn become_ready(args: &ServeArgs, loaded: Loaded, model: &str, state: &AppState)
         architecture: loaded.spec.architecture.to_owned(),
         quant_kind: loaded.quant_kind.to_owned(),
         device: info.device.clone(),
-        // The pages were brought in, and the CPU computes from them where they are.
-        resident: true,
+        resident: loaded.is_resident(),
         tokenizer_kind: loaded.tokenizer.kind().to_owned(),
         vocab_size: loaded.tokenizer.n_vocab(),
         context_length: info.n_ctx,
     };
     let config = EngineConfig {
-        max_seqs: args.limits.max_seqs as usize,
+        max_seqs: info.max_seqs,
         queue_limit: args.worker.queue_limit as usize,
-        max_batch_tokens: start::MAX_BATCH_TOKENS,
+        max_batch_tokens: info.max_batch_tokens,
         prefix_reuse: !args.limits.no_prefix_reuse,
         ..EngineConfig::default()
     };
     let held = loaded.executor.memory();
-    let engine = Engine::start(Box::new(loaded.executor), config, std::time::Instant::now);
+    let engine = Engine::start(loaded.executor, config, std::time::Instant::now);
     state.set_ready(Served { engine: engine.clone(), tokenizer: loaded.tokenizer, facts });
     tracing::info!(
         "ready in {:.2} s: {model} ({} {}, {} of weights) on {}, context {} tokens, {} requests at a time share {} of \
@@ -207,22 +212,11 @@ async fn orchestrator(args: &ServeArgs, bound: SocketAddr) -> Option<&Url> {
 /// Tells the orchestrator, where there is one; then never returns.
 async fn call_back(
     orchestrator: Option<&Url>,
-    args: &ServeArgs,
-    worker_id: &str,
+    mut ready: Ready,
     bound: SocketAddr,
-    held: MemoryUse,
 ) -> Result<std::convert::Infallible, CallbackError> {
     if let Some(url) = orchestrator {
-        let ready = Ready {
-            worker_id: worker_id.to_owned(),
-            model_ref: source::model_ref(&args.model),
-            uri: callback::uri(bound, url).await,
-            memory_bytes: held.total_bytes(),
-            vram_bytes: held.vram_bytes,
-            memory_architecture: "system",
-            worker_type: "cpu",
-            capabilities: vec!["text-gen"],
-        };
+        ready.uri = callback::uri(bound, url).await;
         callback::call(url, &ready, &callback::PATIENCE).await?;
         tracing::info!("called back {}", callback::shown(url));
     }

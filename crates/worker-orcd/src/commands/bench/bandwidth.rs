@@ -11,31 +11,22 @@ use super::measure::Spread;
 /// model is read in less than a millisecond.
 const LEAST_TIME: Duration = Duration::from_millis(50);
 
-/// What was measured.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ceiling {
-    /// Bytes per second.
-    pub(crate) rate: Spread,
-    /// Bytes that were read: what one decoded token reads.
-    pub(crate) n_bytes: u64,
-}
-
 /// The weights that decoding one token reads: all, but of a token embedding that is not the output matrix too only a
 /// row, which is nothing.
-pub(crate) fn decoded_bytes(weights: &Weights) -> Vec<Tensor> {
+pub(crate) fn decoded_tensors(weights: &Weights) -> Vec<Tensor> {
     let is_tied = weights.tensor("output.weight").is_none();
     weights.iter().filter(|tensor| is_tied || &*tensor.name != "token_embd.weight").cloned().collect()
 }
 
-/// Reads `tensors` with `n_threads` threads, `repetitions` times and once before.
-pub(crate) fn measure(tensors: &[Tensor], n_threads: usize, repetitions: usize) -> Ceiling {
+/// Bytes per second at which `n_threads` threads read `tensors`, `repetitions` times and once before.
+pub(crate) fn measure(tensors: &[Tensor], n_threads: usize, repetitions: usize) -> Spread {
     let slices: Vec<&[u8]> = tensors.iter().map(|t| t.bytes()).collect();
     let n_bytes: usize = slices.iter().map(|s| s.len()).sum();
     let parts = parts(&slices, n_bytes, n_threads);
     let once = read(&parts, 1).max(Duration::from_nanos(1));
     let n_passes = (LEAST_TIME.as_secs_f64() / once.as_secs_f64()).ceil().max(1.0) as usize;
     let rates = (0..repetitions).map(|_| (n_bytes * n_passes) as f64 / read(&parts, n_passes).as_secs_f64());
-    Ceiling { rate: Spread::of(rates.collect()), n_bytes: n_bytes as u64 }
+    Spread::of(rates.collect())
 }
 
 /// Equal parts, one a thread, each of contiguous pieces.

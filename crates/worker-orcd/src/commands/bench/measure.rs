@@ -4,17 +4,14 @@ use std::time::Instant;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use transformer::{Batch, BlockId, Executor, Role, TokenId};
+use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, Role, Sampling, TokenId};
 
 use crate::cli::BenchArgs;
 
 /// Everything that is to be measured.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    prompts: Vec<usize>,
-    gens: Vec<usize>,
-    pub(crate) depths: Vec<usize>,
-    pub(crate) batches: Vec<usize>,
+    pub(crate) cases: Vec<Case>,
     pub(crate) repetitions: usize,
     seed: u64,
 }
@@ -56,40 +53,58 @@ impl Spread {
 }
 
 impl Plan {
+    /// What `args` ask for, of a model whose context has room for `n_ctx` tokens.
+    ///
     /// # Errors
     /// Nothing to measure.
-    pub(crate) fn new(args: &BenchArgs) -> anyhow::Result<Self> {
-        let counts = |values: &[u32]| -> Vec<usize> { values.iter().map(|&n| n as usize).collect() };
-        let lengths = |values: &[u32]| -> Vec<usize> { counts(values).into_iter().filter(|n| *n > 0).collect() };
-        let plan = Self {
-            prompts: lengths(&args.n_prompt),
-            gens: lengths(&args.n_gen),
-            depths: counts(&args.depth),
-            batches: counts(&args.batch),
-            repetitions: args.repetitions as usize,
-            seed: args.seed,
-        };
-        anyhow::ensure!(!(plan.prompts.is_empty() && plan.gens.is_empty()), "-p 0 -n 0: nothing to measure");
-        Ok(plan)
+    pub(crate) fn new(args: &BenchArgs, n_ctx: usize) -> anyhow::Result<Self> {
+        let mut cases = if args.suite { suite() } else { combinations(args) };
+        anyhow::ensure!(!cases.is_empty(), "-p 0 -n 0: nothing to measure");
+        if args.suite {
+            cases.retain(|case| case.longest() <= n_ctx);
+            anyhow::ensure!(!cases.is_empty(), "--suite: a context of {n_ctx} tokens has no room for any of it");
+        }
+        Ok(Self { cases, repetitions: args.repetitions as usize, seed: args.seed })
     }
 
     /// Tokens in the longest sequence of all.
     pub(crate) fn longest(&self) -> usize {
-        let most = |values: &[usize]| values.iter().copied().max().unwrap_or(0);
-        most(&self.depths).saturating_add(most(&self.prompts).max(most(&self.gens)))
+        self.cases.iter().map(Case::longest).max().unwrap_or(0)
     }
 
     /// The most sequences at a time.
     pub(crate) fn most_seqs(&self) -> usize {
-        self.batches.iter().copied().max().unwrap_or(1)
+        self.cases.iter().map(|case| case.n_seqs).max().unwrap_or(1)
     }
 
-    /// The lines for one depth and one number of sequences.
-    pub(crate) fn cases(&self, depth: usize, n_seqs: usize) -> Vec<Case> {
-        let prompts = self.prompts.iter().map(|&n| Work::Prompt(n));
-        let gens = self.gens.iter().map(|&n| Work::Decode(n));
-        prompts.chain(gens).map(|work| Case { work, depth, n_seqs }).collect()
+    /// Tokens that the KV pool must hold at a time, in whole blocks a sequence.
+    pub(crate) fn most_tokens(&self) -> u64 {
+        let tokens = |case: &Case| case.n_seqs.saturating_mul(case.longest().next_multiple_of(BLOCK_TOKENS)) as u64;
+        self.cases.iter().map(tokens).max().unwrap_or(0)
     }
+}
+
+/// Every length at every depth with every number of sequences.
+fn combinations(args: &BenchArgs) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &depth in &args.depth {
+        for &n_seqs in &args.batch {
+            let prompts = args.n_prompt.iter().map(|&n| Work::Prompt(n as usize));
+            let works = prompts.chain(args.n_gen.iter().map(|&n| Work::Decode(n as usize)));
+            let works = works.filter(|work| !matches!(work, Work::Prompt(0) | Work::Decode(0)));
+            cases.extend(works.map(|work| Case { work, depth: depth as usize, n_seqs: n_seqs as usize }));
+        }
+    }
+    cases
+}
+
+/// One thing varied at a time.
+fn suite() -> Vec<Case> {
+    let prompts = [128, 512, 2048].map(|n| Case { work: Work::Prompt(n), depth: 0, n_seqs: 1 });
+    let decode = |depth, n_seqs| Case { work: Work::Decode(128), depth, n_seqs };
+    let depths = [0, 1024, 4096, 16_384].map(|depth| decode(depth, 1));
+    let batches = [8, 32, 128, 256].map(|n_seqs| decode(0, n_seqs));
+    [&prompts[..], &depths, &batches].concat()
 }
 
 impl Case {
@@ -99,11 +114,17 @@ impl Case {
             Work::Prompt(n) | Work::Decode(n) => n * self.n_seqs,
         }
     }
+
+    /// Tokens in each sequence when it is done.
+    fn longest(&self) -> usize {
+        let (Work::Prompt(n) | Work::Decode(n)) = self.work;
+        self.depth.saturating_add(n)
+    }
 }
 
 /// Tokens per second, of `plan.repetitions` runs after one that does not count.
 pub(crate) fn measure(executor: &mut dyn Executor, case: &Case, plan: &Plan) -> anyhow::Result<Spread> {
-    let mut bench = Bench::new(executor, case.n_seqs, plan.seed);
+    let mut bench = Bench::new(executor, case, plan.seed);
     bench.read(0, case.depth)?;
     bench.run(case)?;
     let mut rates = Vec::with_capacity(plan.repetitions);
@@ -115,6 +136,9 @@ pub(crate) fn measure(executor: &mut dyn Executor, case: &Case, plan: &Plan) -> 
     Ok(Spread::of(rates))
 }
 
+/// The likeliest token.
+const GREEDY: Sampling = Sampling { temperature: 0.0, repetition_penalty: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+
 /// Sequences of random tokens, each with blocks of its own.
 struct Bench<'e> {
     executor: &'e mut dyn Executor,
@@ -122,18 +146,22 @@ struct Bench<'e> {
     block_tokens: usize,
     n_vocab: usize,
     max_batch_tokens: usize,
+    /// A device that chooses the tokens itself is to do it here too: it is part of its step, as it is when serving.
+    samples: bool,
     random: StdRng,
     batch: Batch,
 }
 
 impl<'e> Bench<'e> {
-    fn new(executor: &'e mut dyn Executor, n_seqs: usize, seed: u64) -> Self {
+    fn new(executor: &'e mut dyn Executor, case: &Case, seed: u64) -> Self {
         let info = executor.info();
         let (block_tokens, n_vocab, max_batch_tokens) = (info.block_tokens, info.n_vocab, info.max_batch_tokens);
-        let per_seq = info.n_ctx.div_ceil(block_tokens);
-        let blocks = (0..n_seqs).map(|s| (0..per_seq).map(|b| BlockId((s * per_seq + b) as u32)).collect()).collect();
+        let samples = info.samples;
+        let per_seq = case.longest().div_ceil(block_tokens);
+        let blocks_of = |s: usize| (0..per_seq).map(|b| BlockId((s * per_seq + b) as u32)).collect();
+        let blocks = (0..case.n_seqs).map(blocks_of).collect();
         let random = StdRng::seed_from_u64(seed);
-        Self { executor, blocks, block_tokens, n_vocab, max_batch_tokens, random, batch: Batch::default() }
+        Self { executor, blocks, block_tokens, n_vocab, max_batch_tokens, samples, random, batch: Batch::default() }
     }
 
     fn run(&mut self, case: &Case) -> anyhow::Result<()> {
@@ -179,6 +207,9 @@ impl<'e> Bench<'e> {
     fn push(&mut self, seq: usize, role: Role, tokens: &[TokenId], start: usize, sample: bool) {
         let n_blocks = (start + tokens.len()).div_ceil(self.block_tokens);
         self.batch.push(role, tokens, start as u32, &self.blocks[seq][..n_blocks], sample);
+        if sample && self.samples {
+            self.batch.sample_with(&GREEDY, 0, &[], None);
+        }
     }
 
     fn step(&mut self) -> anyhow::Result<()> {
@@ -193,6 +224,20 @@ impl<'e> Bench<'e> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_suite_varies_one_thing_at_a_time_and_leaves_out_what_has_no_room() {
+        use crate::cli::{Cli, Command};
+        use clap::Parser as _;
+
+        let Some(Command::Bench(args)) = Cli::parse_from(["worker-orcd", "bench", "--suite"]).command else { panic!() };
+        let plan = Plan::new(&args, 32_768).unwrap();
+        assert_eq!((plan.cases.len(), plan.longest(), plan.most_seqs()), (11, 16_512, 256));
+        assert_eq!(plan.most_tokens(), 256 * 128);
+        let small = Plan::new(&args, 512).unwrap();
+        assert_eq!((small.cases.len(), small.longest()), (7, 512));
+        assert!(Plan::new(&args, 100).unwrap_err().to_string().contains("no room"));
+    }
 
     #[test]
     fn the_median_of_an_even_number_lies_between_the_middle_two() {
