@@ -9,6 +9,7 @@ mod callback;
 mod cli;
 mod commands;
 mod device;
+mod fault;
 mod gpu;
 mod kv_plan;
 mod logging;

@@ -21,7 +21,7 @@ use crate::kv_plan::Pool;
 use crate::logging::{self, Quiet};
 use crate::progress::Loading;
 use crate::start::{self, Loaded};
-use crate::{memory, output, signals, source};
+use crate::{fault, memory, output, signals, source};
 
 /// Threads that answer HTTP. Computing is done elsewhere; these only wait.
 const HTTP_THREADS: usize = 2;
@@ -111,11 +111,33 @@ async fn work(
         biased;
         () = stop.cancelled() => Ok(()),
         () = state.shutdown_requested() => Ok(()),
+        failure = failure_of(&engine) => {
+            tracing::error!("the worker has failed and ends: {failure}");
+            tokio::time::sleep(FAILED_NOTICE).await;
+            Err(anyhow::anyhow!("the engine has failed: {failure}"))
+        }
         Err(e) = call_back(orchestrator, ready, bound) => Err(e.into()),
     };
     let limit = if outcome.is_ok() { Duration::from_secs(args.worker.drain_timeout_sec) } else { Duration::ZERO };
     leave(state, engine, limit).await;
     outcome
+}
+
+/// How soon a failure of the engine is noticed.
+const FAILURE_POLL: Duration = Duration::from_millis(50);
+/// How long a worker whose engine has failed still answers: `/health` says `failed` to whoever asks, and clients read why
+/// their jobs ended.
+const FAILED_NOTICE: Duration = Duration::from_secs(1);
+
+/// Returns once the engine has failed, with the reason. A device that is lost is lost for the whole process, so the
+/// process ends, and whoever started it can start another.
+async fn failure_of(engine: &EngineHandle) -> String {
+    loop {
+        if let Some(failure) = engine.snapshot().failure {
+            return failure;
+        }
+        tokio::time::sleep(FAILURE_POLL).await;
+    }
 }
 
 async fn bind(args: &ServeArgs) -> anyhow::Result<(TcpListener, SocketAddr)> {
@@ -179,7 +201,7 @@ fn become_ready(args: &ServeArgs, loaded: Loaded, model: &str, state: &AppState)
         ..EngineConfig::default()
     };
     let held = loaded.executor.memory();
-    let engine = Engine::start(loaded.executor, config, std::time::Instant::now);
+    let engine = Engine::start(fault::injected(loaded.executor), config, std::time::Instant::now);
     state.set_ready(Served { engine: engine.clone(), tokenizer: loaded.tokenizer, facts });
     tracing::info!(
         "ready in {:.2} s: {model} ({} {}, {} of weights) on {}, context {} tokens, {} requests at a time share {} of \

@@ -3,6 +3,7 @@
 mod bench;
 mod callback;
 mod command_line;
+mod faults;
 mod generate;
 mod harness;
 mod inspect;
