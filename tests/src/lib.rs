@@ -2,8 +2,9 @@
 //!
 //! Nothing here links the worker. [`harness`] starts the binary, receives its ready callback, speaks to its routes and
 //! reads its metrics; [`haiku`] is the end-to-end run of `cargo xtask e2e-haiku` and of the test
-//! `haiku_generation_anti_cheat`, one and the same code. What the run finds is written down before any of it is judged,
+//! `haiku_generation_anti_cheat`, one and the same code; [`storm`] is many jobs at a time, half of them broken off. What the run finds is written down before any of it is judged,
 //! so that a failure leaves evidence and not only a message.
 
 pub mod haiku;
 pub mod harness;
+pub mod storm;

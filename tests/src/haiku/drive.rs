@@ -68,7 +68,7 @@ pub(super) async fn drive(options: &Options, record: &mut Record, screen: &Scree
 }
 
 async fn start(options: &Options, model: Option<&Path>, log: &Path) -> Result<Worker> {
-    let launch = Launch { worker_id: "haiku-run", model, device: options.device.as_deref(), log };
+    let launch = Launch { worker_id: "haiku-run", model, device: options.device.as_deref(), flags: &[], log };
     Worker::start(&options.worker, launch).await
 }
 

@@ -79,6 +79,11 @@ impl Client {
         Ok(Self { base: base.trim_end_matches('/').to_owned(), http })
     }
 
+    /// Where the worker is.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
     /// `GET /health`.
     ///
     /// # Errors
@@ -105,6 +110,20 @@ impl Client {
         let reply = self.http.post(&url).timeout(REQUEST_LIMIT).send().await.context("POST /shutdown")?;
         if reply.status() != 202 {
             bail!("POST /shutdown answered {}", reply.status());
+        }
+        Ok(())
+    }
+
+    /// `POST /cancel`.
+    ///
+    /// # Errors
+    /// When the worker answers anything but 202.
+    pub async fn cancel(&self, job_id: &str) -> Result<()> {
+        let url = format!("{}/cancel", self.base);
+        let body = json!({ "job_id": job_id });
+        let reply = self.http.post(&url).json(&body).timeout(REQUEST_LIMIT).send().await.context("POST /cancel")?;
+        if reply.status() != 202 {
+            bail!("POST /cancel answered {}", reply.status());
         }
         Ok(())
     }

@@ -85,6 +85,8 @@ pub struct Launch<'a> {
     pub model: Option<&'a Path>,
     /// Its `--device`; without one, `auto`.
     pub device: Option<&'a str>,
+    /// Further flags.
+    pub flags: &'a [&'a str],
     /// Where its output goes, both streams.
     pub log: &'a Path,
 }
@@ -127,6 +129,11 @@ impl Worker {
     /// Speaks to it.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Where it answers.
+    pub fn uri(&self) -> &str {
+        self.client.base()
     }
 
     /// The body of its ready callback.
@@ -177,6 +184,7 @@ fn command(binary: &WorkerBinary, launch: &Launch<'_>, callback_url: &str) -> Re
     if let Some(device) = launch.device {
         command.args(["--device", device]);
     }
+    command.args(launch.flags);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     Ok(command)
 }
