@@ -36,5 +36,8 @@ typedef struct CUstream_st *orcd_stream;
 #include "../ops/decode_matmul/decode_matmul.h"
 #include "../ops/prefill_matmul/prefill_matmul.h"
 #include "../ops/weights/weights.h"
+#include "../ops/rope_append/rope_append.h"
+#include "../ops/attention_decode/attention_decode.h"
+#include "../ops/attention_prefill/attention_prefill.h"
 
 #endif
