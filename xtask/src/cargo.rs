@@ -6,8 +6,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// The checkout this program was built from.
+/// The checkout this program was built from, or, where it was carried to another machine, the folder that the environment
+/// variable `WORKER_TEST_ROOT` names.
 pub(crate) fn repository_root() -> PathBuf {
+    if let Some(root) = std::env::var_os("WORKER_TEST_ROOT") {
+        return root.into();
+    }
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package).to_path_buf()
 }
@@ -60,8 +64,8 @@ pub(crate) fn shown(command: &Command) -> String {
     words.join(" ").replace(" --manifest-path Cargo.toml", "")
 }
 
-/// Runs a cargo command that builds, progress on standard error, and returns the executables of the binary targets that
-/// it made or found up to date.
+/// Runs a cargo command that builds, progress on standard error, and returns the executables that it made or found up to
+/// date.
 ///
 /// # Errors
 /// When the build fails.
@@ -75,16 +79,41 @@ pub(crate) fn build(command: &mut Command) -> Result<Executables> {
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
     let artefacts = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let executable = |message: Value| {
-        let is_program = message["target"]["kind"][0] == "bin" && message["profile"]["test"] == false;
-        let name = message["target"]["name"].as_str().filter(|_| is_program)?.to_owned();
-        Some((name, PathBuf::from(message["executable"].as_str()?)))
+        let target = &message["target"];
+        let kind = match target["kind"][0].as_str()? {
+            "bin" if message["profile"]["test"] == false => Kind::Program,
+            "example" if message["profile"]["test"] == false => Kind::Example,
+            _ => Kind::Test,
+        };
+        let path = PathBuf::from(message["executable"].as_str()?);
+        let package = Path::new(message["manifest_path"].as_str()?).parent()?.file_name()?.to_str()?;
+        Some(Executable { package: package.to_owned(), name: target["name"].as_str()?.to_owned(), kind, path })
     };
     Ok(Executables(artefacts.filter_map(executable).collect()))
 }
 
-/// Programs that a build has made, by name.
+/// What an executable is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Program,
+    Example,
+    Test,
+}
+
+/// One that a build has made.
 #[derive(Debug)]
-pub(crate) struct Executables(Vec<(String, PathBuf)>);
+pub(crate) struct Executable {
+    /// The folder of its package, which is the package's name.
+    pub(crate) package: String,
+    /// Its target.
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) path: PathBuf,
+}
+
+/// Executables that a build has made.
+#[derive(Debug)]
+pub(crate) struct Executables(Vec<Executable>);
 
 impl Executables {
     /// The program called `name`.
@@ -92,8 +121,14 @@ impl Executables {
     /// # Errors
     /// When the build made none.
     pub(crate) fn get(&self, name: &str) -> Result<&Path> {
-        let found = self.0.iter().find(|(built, _)| built == name);
-        found.map(|(_, path)| path.as_path()).with_context(|| format!("the build made no program {name:?}"))
+        let mut programs = self.0.iter().filter(|built| built.kind == Kind::Program);
+        let found = programs.find(|built| built.name == name);
+        found.map(|built| built.path.as_path()).with_context(|| format!("the build made no program {name:?}"))
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Executable> {
+        self.0.iter()
     }
 }
 

@@ -6,11 +6,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::cargo::{cargo, cargo_program, repository_root, shown, succeed};
-use crate::{e2e_haiku, layering, tests_run};
+use crate::{cuda, e2e_haiku, layering, tests_run};
 
 /// Crates that others may take up alone; each must build and be tested without the rest of the workspace.
-const LIBRARIES: [&str; 7] =
-    ["gguf-parser", "quant", "tokenizer", "weight-loader", "transformer", "engine", "worker-http"];
+const LIBRARIES: [&str; 8] =
+    ["gguf-parser", "quant", "tokenizer", "weight-loader", "cuda-sys", "transformer", "engine", "worker-http"];
 
 pub(crate) fn run() -> Result<()> {
     let mut steps = Steps::default();
@@ -28,6 +28,8 @@ pub(crate) fn run() -> Result<()> {
         LIBRARIES.iter().try_for_each(|name| announced(&mut cargo(["check", "--quiet", "--tests", "--package", name])))
     })?;
     steps.run("fuzz targets", fuzz)?;
+    steps.run("CUDA: a compiler", cuda::setup)?;
+    steps.run("CUDA: kernels and the border to them", cuda::compile_only)?;
     let built = steps.run("building the tests", tests_run::build)?;
     steps.run("tests", || tests_run::run_built(&built, None))?;
     steps.run("haiku run", || e2e_haiku::run_built(&built))?;

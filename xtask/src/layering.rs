@@ -80,7 +80,7 @@ const UNSAFE: &[&str] = &[
     "crates/quant/tests/guard.rs", // puts a page that may not be read behind the last weight
     "crates/cuda-sys/", // the border to C++: bindings, handles, and a build script that sets variables for bindgen
     "crates/transformer/src/cpu/",
-    "crates/transformer/src/cuda/", // launching kernels
+    "crates/transformer/src/cuda/",              // launching kernels
     "crates/transformer/tests/no_allocation.rs", // a global allocator that counts
     "crates/weight-loader/src/mapping.rs",
 ];

@@ -2,6 +2,7 @@
 
 mod cargo;
 mod ci;
+mod cuda;
 mod e2e_haiku;
 mod golden;
 mod layering;
@@ -31,6 +32,9 @@ enum Command {
     Ci,
     /// Remake the golden files with the reference implementation, in a Python environment of its own
     Golden(golden::Args),
+    /// The worker on NVIDIA GPUs: fetch the compiler, build, test, measure, make a bundle
+    #[command(subcommand)]
+    Cuda(cuda::Command),
     /// Write a GGUF file with random weights in the shape of Qwen2.5-0.5B, or smaller
     MakeRandom(make_random::Args),
     /// Build the worker for speed and run `worker-orcd bench` with the arguments given
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Command::Test(args) => tests_run::run(&args),
         Command::Ci => ci::run(),
         Command::Golden(args) => golden::run(&args),
+        Command::Cuda(command) => cuda::run(&command),
         Command::MakeRandom(args) => make_random::run(&args),
         Command::Bench { args } => bench(&args),
     };

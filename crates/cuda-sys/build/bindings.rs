@@ -18,11 +18,11 @@ const RUNTIME: &str = "cuda(GetErrorName|GetErrorString|GetLastError|GetDeviceCo
 
 const RUNTIME_CONSTANTS: &str = "cuda(StreamNonBlocking|EventDefault|EventDisableTiming|HostAllocDefault)";
 
-/// Writes `bindings.rs`, `layouts.rs` and `launchers.rs`, and returns the path of the C table.
+/// Writes `bindings.rs`, `layouts.rs` and `launchers.rs` to `out`, the C table to `kernels`, and returns its path.
 ///
 /// # Errors
 /// In one line, what libclang could not read.
-pub(crate) fn write(source: &Path, toolkit: &Toolkit, out: &Path) -> Result<PathBuf, String> {
+pub(crate) fn write(source: &Path, toolkit: &Toolkit, out: &Path, kernels: &Path) -> Result<PathBuf, String> {
     let mut builder = bindgen::Builder::default()
         .header(source.join("include/worker_cuda.h").display().to_string())
         .header_contents("runtime.h", "#include <cuda_runtime_api.h>")
@@ -52,11 +52,15 @@ pub(crate) fn write(source: &Path, toolkit: &Toolkit, out: &Path) -> Result<Path
         .to_string();
     let (rust, c) = tables(&bindings);
     let launchers = launchers(&bindings);
-    let files = [("bindings.rs", &bindings), ("layouts.rs", &rust), ("launchers.rs", &launchers), ("contract.cu", &c)];
-    for (name, text) in files {
-        write_if_changed(&out.join(name), text).map_err(|error| format!("writing {name}: {error}"))?;
+    for (name, text) in [("bindings.rs", &bindings), ("layouts.rs", &rust), ("launchers.rs", &launchers)] {
+        std::fs::write(out.join(name), text).map_err(|error| format!("writing {name}: {error}"))?;
     }
-    Ok(out.join("contract.cu"))
+    let contract = kernels.join("contract.cu");
+    // A file's time is what CMake compiles by.
+    if !std::fs::read_to_string(&contract).is_ok_and(|there| there == c) {
+        std::fs::write(&contract, c).map_err(|error| format!("writing {}: {error}", contract.display()))?;
+    }
+    Ok(contract)
 }
 
 /// The layout of every structure of ours, in Rust and in C. The bindings assert each size and offset that libclang saw;
@@ -119,12 +123,4 @@ fn compiler_headers() -> Option<String> {
     let output = Command::new("cc").arg("-print-file-name=include").output().ok()?;
     let folder = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     Path::new(&folder).is_dir().then_some(folder)
-}
-
-/// A file's time is what CMake compiles by.
-fn write_if_changed(path: &Path, text: &str) -> std::io::Result<()> {
-    if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
-        return Ok(());
-    }
-    std::fs::write(path, text)
 }

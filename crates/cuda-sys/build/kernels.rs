@@ -4,9 +4,6 @@ use std::path::{Path, PathBuf};
 
 use crate::{bindings, toolkit};
 
-/// PTX for 80 runs on every GPU since Ampere; 90a is Hopper's own machine code.
-const DEFAULT_ARCHITECTURES: &str = "80-virtual;90a-real";
-
 const VARIABLES: [&str; 8] =
     ["CUDACXX", "CUDA_PATH", "CUDA_HOME", "LIBCLANG_PATH", "CUDAHOSTCXX", "CUDAARCHS", "WORKER_CUDA_ARCHS", "CMAKE"];
 
@@ -29,7 +26,7 @@ pub(crate) fn build() -> Result<(), String> {
     println!("nvcc {major}.{minor}: {}, found by {}", toolkit.nvcc.display(), toolkit.found_by);
     let cmake = match std::env::var_os("CMAKE") {
         Some(cmake) => cmake.into(),
-        None => toolkit::program("cmake", &targets).ok_or_else(|| missing("there is no cmake".into()))?,
+        None => toolkit::cmake(&targets).ok_or_else(|| missing("there is no CMake 3.24 or later".into()))?,
     };
     let libclang = toolkit::libclang(&targets).ok_or_else(|| missing("there is no libclang".into()))?;
     // SAFETY: this build script has one thread. bindgen and the cmake crate take these from the environment alone.
@@ -39,14 +36,24 @@ pub(crate) fn build() -> Result<(), String> {
     }
 
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets no OUT_DIR")?);
-    let contract = bindings::write(&source, &toolkit, &out)?;
-    let given = ["WORKER_CUDA_ARCHS", "CUDAARCHS"].iter().find_map(|name| std::env::var(name).ok());
-    let architectures = given.filter(|text| !text.is_empty()).unwrap_or_else(|| DEFAULT_ARCHITECTURES.to_owned());
-    let architectures = toolkit::architectures(&architectures);
+    let architectures = toolkit::architectures();
     println!("cargo::rustc-env=WORKER_CUDA_ARCHITECTURES={architectures}");
-    let built = compile(&source, &toolkit, &contract, &architectures, toolkit::program("ninja", &targets));
+    // OUT_DIR is <target>/<profile>/build/<package>/out. The kernels are the same in every profile.
+    let target = out.ancestors().nth(4).unwrap_or(&out);
+    let folder = toolkit::kernels(target, &architectures);
+    let _lock = lock(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let contract = bindings::write(&source, &toolkit, &out, &folder)?;
+    let built = compile(&source, &toolkit, &contract, &architectures, &folder, toolkit::ninja(&targets));
     link(&built, &toolkit);
     Ok(())
+}
+
+/// Keeps a build of another profile out until this one is done. Cargo's own lock is the profile's.
+fn lock(folder: &Path) -> std::io::Result<std::fs::File> {
+    std::fs::create_dir_all(folder)?;
+    let file = std::fs::File::create(folder.join(".lock"))?;
+    file.lock()?;
+    Ok(file)
 }
 
 fn compile(
@@ -54,6 +61,7 @@ fn compile(
     toolkit: &toolkit::Toolkit,
     contract: &Path,
     architectures: &str,
+    folder: &Path,
     ninja: Option<PathBuf>,
 ) -> PathBuf {
     let mut config = cmake::Config::new(source);
@@ -63,8 +71,8 @@ fn compile(
     if let Some(ninja) = ninja {
         config.generator("Ninja").define("CMAKE_MAKE_PROGRAM", ninja);
     }
-    // The same kernels for every profile of cargo: nobody debugs them from there, and tests must test what is served.
-    config.profile("Release").build_target("worker_cuda").build().join("build")
+    // Whatever cargo's profile: nobody debugs kernels from there, and tests must test what is served.
+    config.out_dir(folder).profile("Release").build_target("worker_cuda").build().join("build")
 }
 
 fn link(built: &Path, toolkit: &toolkit::Toolkit) {
@@ -75,6 +83,4 @@ fn link(built: &Path, toolkit: &toolkit::Toolkit) {
     for name in ["stdc++", "dl", "rt", "pthread"] {
         println!("cargo::rustc-link-lib=dylib={name}");
     }
-    // For `cargo xtask cuda`: where to ask CMake for the program that tests the kernels.
-    println!("cargo::metadata=build={}", built.display());
 }

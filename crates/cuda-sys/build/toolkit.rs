@@ -1,4 +1,5 @@
-//! Finding a CUDA toolkit, libclang, CMake and Ninja. Shared by the build script and `cargo xtask cuda`.
+//! Finding a CUDA toolkit, libclang, CMake and Ninja, and where things are built. Shared by the build script and
+//! `cargo xtask cuda`, so that both find the same.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,10 +89,35 @@ fn at(nvcc: &Path, found_by: &str) -> Result<Toolkit, String> {
 
 /// `..., release 13.0, V13.0.88` in what `nvcc --version` prints.
 fn version_in(text: &str) -> Option<(u32, u32)> {
-    let (_, release) = text.split_once("release ")?;
-    let (major, rest) = release.split_once('.')?;
+    numbers(text.split_once("release ")?.1)
+}
+
+/// The two numbers that a text begins with: `13.0, V13.0.88`.
+fn numbers(text: &str) -> Option<(u32, u32)> {
+    let (major, rest) = text.split_once('.')?;
     let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     Some((major.trim().parse().ok()?, minor.parse().ok()?))
+}
+
+/// PTX for 80 runs on every GPU since Ampere; 90a is Hopper's own machine code.
+const DEFAULT_ARCHITECTURES: &str = "80-virtual;90a-real";
+
+/// The architectures to compile for, as CMake wants them: from `WORKER_CUDA_ARCHS` or `CUDAARCHS`.
+pub(crate) fn architectures() -> String {
+    let given = ["WORKER_CUDA_ARCHS", "CUDAARCHS"].iter().find_map(|name| std::env::var(name).ok());
+    expanded(&given.filter(|text| !text.is_empty()).unwrap_or_else(|| DEFAULT_ARCHITECTURES.to_owned()))
+}
+
+/// `90a` is short for `90a-real`, machine code and no PTX.
+pub(crate) fn expanded(architectures: &str) -> String {
+    let one = |word: &str| if word.contains('-') { word.to_owned() } else { format!("{word}-real") };
+    architectures.split([',', ';', ' ']).filter(|word| !word.is_empty()).map(one).collect::<Vec<_>>().join(";")
+}
+
+/// Where the kernels are compiled: one folder for all profiles of cargo, so that they are compiled once. CMake's own
+/// files lie in `build` below it.
+pub(crate) fn kernels(target: &Path, architectures: &str) -> PathBuf {
+    target.join("cuda-kernels").join(architectures.replace(';', "+"))
 }
 
 /// Where `cargo xtask cuda setup` puts its Python environment.
@@ -113,10 +139,28 @@ pub(crate) fn fetched_root(target: &Path) -> Option<PathBuf> {
     ["cu13", "cu12"].iter().map(|name| nvidia.join(name)).find(|root| root.join("bin/nvcc").exists())
 }
 
-/// A program: from `PATH`, or from the environment that `cargo xtask cuda setup` made.
-pub(crate) fn program(name: &str, target_dirs: &[PathBuf]) -> Option<PathBuf> {
+/// The least CMake that `cuda/CMakeLists.txt` takes.
+const MIN_CMAKE: (u32, u32) = (3, 24);
+
+/// A CMake that is new enough: from `PATH`, or from the environment that `cargo xtask cuda setup` made.
+pub(crate) fn cmake(target_dirs: &[PathBuf]) -> Option<PathBuf> {
+    let new_enough = |path: &PathBuf| {
+        let output = Command::new(path).arg("--version").output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = numbers(text.split_once("version ")?.1)?;
+        Some(version >= MIN_CMAKE)
+    };
+    programs("cmake", target_dirs).find(|path| new_enough(path) == Some(true))
+}
+
+/// Ninja, from the same places.
+pub(crate) fn ninja(target_dirs: &[PathBuf]) -> Option<PathBuf> {
+    programs("ninja", target_dirs).next()
+}
+
+fn programs(name: &str, target_dirs: &[PathBuf]) -> impl Iterator<Item = PathBuf> {
     let fetched = target_dirs.iter().map(|target| environment(target).join("bin").join(name));
-    on_path(name).or_else(|| fetched.into_iter().find(|path| path.exists()))
+    on_path(name).into_iter().chain(fetched.filter(|path| path.exists()).collect::<Vec<_>>())
 }
 
 /// The folder with a libclang, which bindgen opens at run time: where `LIBCLANG_PATH` points, or where distributions
@@ -151,10 +195,4 @@ fn on_path(name: &str) -> Option<PathBuf> {
 
 fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-}
-
-/// Architectures as CMake wants them: `90a` is short for `90a-real`, machine code and no PTX.
-pub(crate) fn architectures(given: &str) -> String {
-    let one = |word: &str| if word.contains('-') { word.to_owned() } else { format!("{word}-real") };
-    given.split([',', ';', ' ']).filter(|word| !word.is_empty()).map(one).collect::<Vec<_>>().join(";")
 }

@@ -132,8 +132,8 @@ fn over_the_executor_without_a_model() {
 }
 
 fn haiku() -> (ModelSpec, Weights) {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/haiku/haiku-qwen2-5.8m-f16.gguf");
-    let file = ModelFile::open(path.as_ref()).unwrap();
+    let path = test_support::checkout().join("models/haiku/haiku-qwen2-5.8m-f16.gguf");
+    let file = ModelFile::open(&path).unwrap();
     let gguf = file.gguf().unwrap();
     let spec = ModelSpec::from_gguf(&gguf).unwrap();
     let weights = weight_loader::load(&file, &gguf, &spec.tensors(), &mut |_| ()).unwrap();

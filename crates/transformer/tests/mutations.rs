@@ -1,7 +1,5 @@
 //! A damaged file is refused or runs; nothing panics on the way from bytes to logits.
 
-use std::path::Path;
-
 use gguf_parser::Gguf;
 use proptest::prelude::*;
 use quant::Isa;
@@ -45,7 +43,7 @@ fn run(bytes: Vec<u8>) -> Outcome {
 }
 
 fn model(name: &str) -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("golden/data/{name}.gguf"))).unwrap()
+    std::fs::read(test_support::checkout().join(format!("crates/transformer/golden/data/{name}.gguf"))).unwrap()
 }
 
 #[test]

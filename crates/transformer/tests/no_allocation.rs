@@ -4,7 +4,6 @@
 #![allow(unsafe_code)] // A global allocator is an unsafe trait; this one counts and passes everything on.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use transformer::cpu::{CpuExecutor, CpuOptions};
@@ -34,7 +33,7 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_step_allocates_nothing() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/data/qwen2_q8_0.gguf");
+    let path = test_support::checkout().join("crates/transformer/golden/data/qwen2_q8_0.gguf");
     let file = ModelFile::open(&path).unwrap();
     let gguf = file.gguf().unwrap();
     let spec = ModelSpec::from_gguf(&gguf).unwrap();

@@ -1,7 +1,7 @@
 //! Golden files, read from `golden/data`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
@@ -47,7 +47,7 @@ struct Entry {
 impl Case {
     /// Reads the case of this name.
     pub(crate) fn read(name: &str) -> Case {
-        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/data");
+        let data = test_support::checkout().join("crates/transformer/golden/data");
         let document: Document =
             serde_json::from_slice(&std::fs::read(data.join(format!("{name}.json"))).unwrap()).unwrap();
         let bytes = std::fs::read(data.join(format!("{name}.f32"))).unwrap();
@@ -65,7 +65,7 @@ impl Case {
 
     /// Every case there is.
     pub(crate) fn all() -> Vec<Case> {
-        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/data");
+        let data = test_support::checkout().join("crates/transformer/golden/data");
         let mut names: Vec<String> = std::fs::read_dir(data)
             .unwrap()
             .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix(".json")?.to_owned()))

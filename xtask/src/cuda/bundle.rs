@@ -1,0 +1,178 @@
+//! `cargo xtask cuda bundle`: a folder that tests and measures everything on a GPU machine without Rust.
+//!
+//! It holds stripped programs, the golden files and one script, laid out as in the checkout, so that tests find their
+//! data below the folder that `WORKER_TEST_ROOT` names. The built-in model is there once: as a file, which the tests
+//! need, and therefore not in the worker.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{architectures, build};
+use crate::cargo::{self, Kind, cargo, repository_root, succeed, target_dir};
+
+/// Options of `cuda bundle`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The folder to make; what is in it goes
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Architectures to compile for
+    #[arg(long, value_name = "LIST", default_value = "90a")]
+    arch: String,
+}
+
+/// It is carried to machines by whatever there is; a mail or a slow line must do.
+const MAX_BYTES: u64 = 40_000_000;
+
+/// Data of the checkout that the programs read, and the scripts of the full-size check.
+const DATA: [&str; 7] = [
+    "crates/transformer/tests/correctness/snapshots",
+    "crates/transformer/golden/data",
+    "crates/transformer/golden/full_size.py",
+    "crates/transformer/golden/reference.py",
+    "models/haiku/haiku-qwen2-5.8m-f16.gguf",
+    "models/haiku/golden.json",
+    "models/haiku/golden_logprobs.json",
+];
+
+const SCRIPT: &str = include_str!("bundle_run.sh");
+
+/// The tests of these packages run on a GPU: all of `cuda-sys`, and of others those that are named here or so.
+const TESTED: [&str; 3] = ["cuda-sys", "transformer", "worker-orcd"];
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let architectures = architectures(Some(&args.arch));
+    let out = args.out.clone().unwrap_or_else(|| target_dir().join("cuda-bundle"));
+    if out.exists() {
+        ensure!(out.join("run.sh").exists(), "{} is there and is no bundle", out.display());
+        std::fs::remove_dir_all(&out).with_context(|| format!("removing {}", out.display()))?;
+    }
+    for folder in ["bin", "tests"] {
+        std::fs::create_dir_all(out.join(folder)).with_context(|| format!("creating {}", out.display()))?;
+    }
+    programs(&architectures, &out)?;
+    tests(&architectures, &out)?;
+    strip(&build::op_tests(&architectures)?, &out.join("bin/op-tests"))?;
+    for path in DATA {
+        copy(&repository_root().join(path), &out.join(path))?;
+    }
+    write_script(&out.join("run.sh"))?;
+    std::fs::write(out.join("bundle.txt"), description(&architectures))?;
+    let n_bytes = n_bytes(&out)?;
+    println!("{}: {:.1} MB, kernels for {architectures}", out.display(), n_bytes as f64 / 1e6);
+    println!("there: bash run.sh [op-tests] [gpu-tests] [haiku] [full-size] [bench] [sanitizer]");
+    ensure!(n_bytes < MAX_BYTES, "the bundle has {n_bytes} bytes; fewer than {MAX_BYTES} are wanted");
+    Ok(())
+}
+
+/// Worker, haiku run, xtask and the examples that measure, built for speed.
+fn programs(architectures: &str, out: &Path) -> Result<()> {
+    let mut release = cargo(["build", "--release", "--package", "worker-orcd", "--package", "transformer", "--bins"]);
+    release.args(["--example", "compare_logits", "--no-default-features", "--features", "worker-orcd/cuda"]);
+    let built = cargo::build(release.env("WORKER_CUDA_ARCHS", architectures))?;
+    let examples = built.iter().filter(|built| built.kind == Kind::Example);
+    for program in examples.chain(built.iter().filter(|built| built.kind == Kind::Program)) {
+        strip(&program.path, &out.join("bin").join(&program.name))?;
+    }
+    // In cargo's usual profile, where most of it is compiled already; its numeric crates are optimised there too.
+    let built = cargo::build(&mut cargo(["build", "--package", "xtask", "--package", "worker-tests", "--bins"]))?;
+    ["xtask", "haiku"].iter().try_for_each(|name| strip(built.get(name)?, &out.join("bin").join(name)))
+}
+
+fn tests(architectures: &str, out: &Path) -> Result<()> {
+    let mut command = cargo(["build", "--tests", "--features", "cuda-sys/cuda,cuda-sys/fault-injection"]);
+    for package in TESTED.into_iter().filter(|package| has_gpu_tests(package)) {
+        command.args(["--package", package]);
+        if package != "cuda-sys" {
+            command.args(["--features", &format!("{package}/cuda")]);
+        }
+    }
+    let built = cargo::build(command.env("WORKER_CUDA_ARCHS", architectures))?;
+    for test in built.iter().filter(|built| built.kind == Kind::Test && is_gpu_test(&built.package, &built.name)) {
+        strip(&test.path, &out.join("tests").join(format!("{}.{}", test.package, test.name)))?;
+    }
+    Ok(())
+}
+
+fn has_gpu_tests(package: &str) -> bool {
+    let tests = std::fs::read_dir(repository_root().join("crates").join(package).join("tests"));
+    let mut names = tests.into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.any(|name| is_gpu_test(package, name.to_string_lossy().trim_end_matches(".rs")))
+}
+
+/// `correctness` holds every executor to the same goldens, and `transformer` are that crate's unit tests.
+fn is_gpu_test(package: &str, name: &str) -> bool {
+    let named = ["correctness", "transformer"].contains(&name) || name.starts_with("cuda") || name.starts_with("gpu");
+    package == "cuda-sys" || named
+}
+
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    succeed(Command::new("strip").arg("--strip-all").arg("-o").arg(to).arg(from))
+}
+
+/// Copies a file, or all files of a folder. The notes of a folder stay behind.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        let entries = std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))?;
+        return entries.into_iter().try_for_each(|entry| {
+            let entry = entry?;
+            copy(&entry.path(), &to.join(entry.file_name()))
+        });
+    }
+    let folder = to.parent().context("a file lies in a folder")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    std::fs::copy(from, to).with_context(|| format!("copying {}", from.display()))?;
+    Ok(())
+}
+
+fn write_script(path: &Path) -> Result<()> {
+    std::fs::write(path, SCRIPT).with_context(|| format!("writing {}", path.display()))?;
+    succeed(Command::new("chmod").arg("+x").arg(path))
+}
+
+/// Which sources these programs are.
+fn description(architectures: &str) -> String {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(repository_root()).args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
+    let changed = git(&["status", "--porcelain"]).is_some_and(|status| !status.is_empty());
+    let changes = if changed { ", with changes since" } else { "" };
+    format!("commit {commit}{changes}\nkernels for {architectures}\n")
+}
+
+fn n_bytes(path: &Path) -> Result<u64> {
+    if !path.is_dir() {
+        return Ok(path.metadata()?.len());
+    }
+    std::fs::read_dir(path)?.map(|entry| n_bytes(&entry?.path())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_tests_that_say_something_on_a_gpu() {
+        assert!(is_gpu_test("cuda-sys", "gpu") && is_gpu_test("cuda-sys", "contract"));
+        assert!(is_gpu_test("transformer", "correctness") && is_gpu_test("transformer", "cuda_steps"));
+        assert!(!is_gpu_test("transformer", "spec") && !is_gpu_test("worker-orcd", "worker-orcd"));
+        assert!(has_gpu_tests("cuda-sys") && has_gpu_tests("transformer"));
+    }
+
+    #[test]
+    fn the_script_is_one_that_a_shell_reads() {
+        let status = Command::new("bash").args(["-n", "-c", SCRIPT]).status().unwrap();
+        assert!(status.success());
+    }
+
+    #[test]
+    fn everything_that_the_bundle_carries_is_in_the_checkout() {
+        for path in DATA {
+            assert!(repository_root().join(path).exists(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Tests and measures the worker on this machine's GPU. Needs a driver; the full-size check needs Python with PyTorch and
+# transformers, and `sanitizer` NVIDIA's compute-sanitizer. Neither Rust nor a network.
+#
+#   bash run.sh [STEP...]      op-tests gpu-tests haiku full-size bench sanitizer; all of them, in this order, without one
+#
+# Logs go to $OUT (default: out), one a step, and a table to $OUT/summary.txt. Exit status: 0 if every step passed.
+#
+#   OP_FILTER         only kernels' tests whose names contain one of these words
+#   TEST_FILTER       only Rust tests whose names contain this
+#   SANITIZER_TOOLS   default: memcheck racecheck initcheck synccheck
+#   SANITIZER_FILTER  as OP_FILTER, for the sanitizer, under which tests take many times as long
+#   MODEL             a GGUF file to measure; default: one with random weights, written to $WORK by the first step that needs it
+#   WORK              where large files go; default: /tmp/worker-orcd
+#   RANDOM_ARGS       for `xtask make-random`
+#   FULL_SIZE_ARGS    for full_size.py
+#   BENCH_ARGS        for `worker-orcd bench`
+#   STEP_TIMEOUT      seconds that a step may take; default: 1200
+set -u
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+mkdir -p "${OUT:-out}"
+out=$(cd "${OUT:-out}" && pwd)
+export OUT=$out
+work=${WORK:-/tmp/worker-orcd}
+mkdir -p "$work"
+cd "$here" || exit 2
+chmod +x bin/* tests/* 2>/dev/null
+export WORKER_TEST_ROOT=$here
+export INSTA_WORKSPACE_ROOT=$here INSTA_UPDATE=no
+export WORKER_REQUIRE_GPU=${WORKER_REQUIRE_GPU:-1}
+golden=crates/transformer/golden
+
+# Shows a command, then runs it.
+say() {
+    echo "\$ $*"
+    "$@"
+}
+
+model() {
+    if [ -z "${MODEL:-}" ]; then
+        MODEL=$work/random-f16.gguf
+        # shellcheck disable=SC2086
+        [ -s "$MODEL" ] || say bin/xtask make-random "$MODEL" ${RANDOM_ARGS:-} || return 1
+    fi
+}
+
+op_tests() {
+    # shellcheck disable=SC2086
+    say bin/op-tests ${OP_FILTER:-}
+}
+
+gpu_tests() {
+    local failed=0
+    for test in tests/*; do
+        # shellcheck disable=SC2086
+        say "$test" ${TEST_FILTER:-} --nocapture || failed=1
+    done
+    return $failed
+}
+
+haiku() {
+    # The worker here has no model inside; its default is this one.
+    export WORKER_ORCD_MODEL=$here/models/haiku/haiku-qwen2-5.8m-f16.gguf
+    say bin/xtask e2e-haiku --worker "$here/bin/worker-orcd" --runner "$here/bin/haiku" --device cuda
+    local status=$?
+    local report
+    report=$(ls -td .test-results/haiku/*/ 2>/dev/null | head -1)
+    [ -z "$report" ] || cat "$report"/test_report.md "$report"/verification.json
+    return $status
+}
+
+full_size() {
+    model || return 1
+    local name
+    name=$work/full-size-$(basename "$MODEL" .gguf)
+    # shellcheck disable=SC2086
+    [ -s "$name.f32" ] || say python3 "$golden/full_size.py" "$MODEL" --out "$name" ${FULL_SIZE_ARGS:-} || return 1
+    say bin/compare_logits "$MODEL" "$name.json" --device cuda
+}
+
+bench() {
+    model || return 1
+    # shellcheck disable=SC2086
+    say bin/worker-orcd bench --device cuda --model "$MODEL" ${BENCH_ARGS:-}
+}
+
+sanitizer() {
+    local failed=0 tool
+    command -v compute-sanitizer || export PATH=$PATH:/usr/local/cuda/bin
+    for tool in ${SANITIZER_TOOLS:-memcheck racecheck initcheck synccheck}; do
+        # shellcheck disable=SC2086
+        say compute-sanitizer --tool "$tool" --error-exitcode 9 bin/op-tests ${SANITIZER_FILTER:-} || failed=1
+    done
+    return $failed
+}
+
+# What a step's log says in a few words: sums of tests, errors that the sanitizer counts, the last line otherwise.
+note() {
+    awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1) } tests = 1 }
+         /ERROR SUMMARY|RACECHECK SUMMARY/ { s = s " " $0 }
+         /SKIPPED/ { skipped++ }
+         NF { last = $0 }
+         END { if (tests) printf "%d passed, %d failed", p, f; if (skipped) printf ", %d SKIPPED", skipped
+               if (s) printf "%s", s; if (!tests) printf "%s", substr(last, 1, 90); print "" }' "$1"
+}
+
+all="op-tests gpu-tests haiku full-size bench sanitizer"
+steps=${*:-$all}
+for step in $steps; do
+    case " $all " in *" $step "*) ;; *) echo "no step \"$step\"; there are: $all" >&2; exit 2 ;; esac
+done
+if [ "${BUNDLE_STEP:-}" != "" ]; then # one step, below a time limit: see the loop
+    "${BUNDLE_STEP//-/_}"
+    exit
+fi
+
+summary=$out/summary.txt
+{
+    cat bundle.txt
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "nvidia-smi does not run"
+    echo
+} | tee "$summary"
+failures=0
+rows=
+for step in $steps; do
+    echo "==> $step"
+    began=$SECONDS
+    BUNDLE_STEP=$step timeout --kill-after=10 "${STEP_TIMEOUT:-1200}" bash "$here/run.sh" 2>&1 | tee "$out/$step.log"
+    status=${PIPESTATUS[0]}
+    case $status in 0) verdict=ok ;; 124 | 137) verdict="TIME IS UP" ;; *) verdict=FAILED ;; esac
+    [ "$status" = 0 ] || failures=$((failures + 1))
+    rows+=$(printf '%-10s %-10s %5d s  %s' "$step" "$verdict" $((SECONDS - began)) "$(note "$out/$step.log")")$'\n'
+done
+printf '\n%s' "$rows" | tee -a "$summary"
+[ "$failures" = 0 ]

@@ -1,0 +1,39 @@
+//! `cargo xtask cuda test`: what needs a GPU to say anything.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::{architectures, build};
+use crate::cargo::{cargo, shown, succeed};
+
+/// Options of `cuda test`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Architectures to compile for, such as 90a; as for `cuda build`
+    #[arg(long, value_name = "LIST")]
+    arch: Option<String>,
+    /// Run only tests whose names contain this
+    filter: Option<String>,
+}
+
+/// Features under which packages have tests for a GPU.
+const FEATURES: &str = "cuda-sys/cuda,cuda-sys/fault-injection,transformer/cuda,worker-orcd/cuda";
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let architectures = architectures(args.arch.as_deref());
+    let mut tests = cargo(["test", "--package", "cuda-sys", "--package", "transformer", "--package", "worker-orcd"]);
+    tests.args(["--lib", "--bins", "--tests", "--features", FEATURES]).env("WORKER_CUDA_ARCHS", &architectures);
+    let mut building = cargo(["build", "--package", "cuda-sys", "--features", FEATURES]);
+    building.args(["--package", "transformer", "--package", "worker-orcd", "--bins", "--lib"]);
+    succeed(building.env("WORKER_CUDA_ARCHS", &architectures))?;
+
+    let mut ops = Command::new(build::op_tests(&architectures)?);
+    ops.args(&args.filter);
+    println!("$ {}", shown(&ops));
+    succeed(&mut ops)?;
+    // Not captured, so that a test that skips is seen to.
+    tests.args(&args.filter).args(["--", "--nocapture"]);
+    println!("$ {}", shown(&tests));
+    succeed(&mut tests)
+}
