@@ -43,6 +43,8 @@
 mod arch;
 mod batch;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod executor;
 mod kv;
 mod sampling;

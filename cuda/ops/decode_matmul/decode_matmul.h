@@ -29,7 +29,6 @@ typedef struct orcd_decode_qkv {
     uint32_t n_rope;              /* values of a head that turn; even */
     uint32_t rope_adjacent;       /* pairs are (2i, 2i+1), not (i, i + n_rope / 2) */
     float *probe;                 /* [n_tokens, n_heads + 2 n_kv_heads, d_head]: before RoPE, for those who compare; or null */
-    float *k_probe;               /* [n_tokens, n_kv_heads, d_head]: keys after RoPE; or null */
 } orcd_decode_qkv;
 
 typedef struct orcd_decode_matmul_args {

@@ -144,11 +144,6 @@ __device__ void finish_qkv(const orcd_decode_matmul_args &a, uint32_t pair, uint
         q[at.y] = second;
         return;
     }
-    if (row.matrix == 1 && o.k_probe) {
-        float *probe = o.k_probe + ((size_t)token * o.n_kv_heads + head_of_matrix) * o.d_head;
-        probe[at.x] = first;
-        probe[at.y] = second;
-    }
     if (position == kPaddingRow) return;
     const uint32_t block = o.block_table[o.table_start[token] + position / 16];
     uint16_t *pool = reinterpret_cast<uint16_t *>(row.matrix == 1 ? o.k_pool : o.v_pool) +

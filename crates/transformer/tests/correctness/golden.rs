@@ -1,31 +1,31 @@
-//! The gates: closeness to the reference in float64, for every golden model, instruction set and kind of KV cache.
+//! The gates: closeness to the reference in float64, for every golden model, on every target.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use quant::Isa;
-use transformer::KvType;
 use transformer::cpu::{Probe, Step};
 
 use crate::case::Case;
-use crate::sequence::{ProbeAt, executor, options, run};
+use crate::sequence::{ProbeAt, Target, run};
 
-/// The largest relative 2-norm error of a run's logits. With an F32 cache F32's own rounding is the only error; an F16
-/// cache rounds each key and value to 11 bits.
-pub(crate) fn gate(kv_type: KvType) -> f64 {
-    match kv_type {
-        KvType::F32 => 1e-4,
-        KvType::F16 => 5e-4,
-    }
+/// The largest relative 2-norm errors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gates {
+    /// Of a run's logits.
+    pub(crate) run: f64,
+    /// Of one position's logits, or of one step's values there. With an F16 cache single positions scatter to six times the
+    /// run's error: a few keys of nearly equal scores decide them.
+    pub(crate) one: f64,
 }
 
-/// The largest relative 2-norm error of one position's logits, or of one step's values there. With an F16 cache single
-/// positions scatter to six times the run's error: a few keys of nearly equal scores decide them.
-fn gate_of_one(kv_type: KvType) -> f64 {
-    match kv_type {
-        KvType::F32 => 1e-4,
-        KvType::F16 => 2e-3,
-    }
+impl Gates {
+    /// F32's own rounding is the only error.
+    pub(crate) const CPU_F32: Gates = Gates { run: 1e-4, one: 1e-4 };
+    /// An F16 cache rounds each key and value to 11 bits.
+    pub(crate) const CPU_F16: Gates = Gates { run: 5e-4, one: 2e-3 };
+    /// So does the GPU's, and activations that enter a product are rounded to 11 bits too.
+    #[cfg(feature = "cuda")]
+    pub(crate) const CUDA: Gates = Gates { run: 1e-3, one: 4e-3 };
 }
 
 /// The largest mean absolute difference of log-probabilities.
@@ -77,17 +77,13 @@ impl Closeness {
     }
 
     /// Whether all gates hold; `Err` says which does not.
-    pub(crate) fn check(&self, kv_type: KvType) -> Result<(), String> {
+    pub(crate) fn check(&self, gates: Gates) -> Result<(), String> {
         let exempt = self.n_exempt as f64 / self.n_positions as f64;
-        if self.error.is_nan() || self.error > gate(kv_type) {
-            return Err(format!("logits are off by {:.1e}, the gate is {:.0e}", self.error, gate(kv_type)));
+        if self.error.is_nan() || self.error > gates.run {
+            return Err(format!("logits are off by {:.1e}, the gate is {:.0e}", self.error, gates.run));
         }
-        if self.max_error > gate_of_one(kv_type) {
-            return Err(format!(
-                "a position is off by {:.1e}, the gate is {:.0e}",
-                self.max_error,
-                gate_of_one(kv_type)
-            ));
+        if self.max_error > gates.one {
+            return Err(format!("a position is off by {:.1e}, the gate is {:.0e}", self.max_error, gates.one));
         }
         if self.mean_logprob_error.is_nan() || self.mean_logprob_error >= MAX_MEAN_LOGPROB_ERROR {
             return Err(format!("log-probabilities are off by {:.1e} on average", self.mean_logprob_error));
@@ -167,57 +163,60 @@ fn name(step: Step, layer: usize) -> String {
     format!("blk.{layer}.{leaf}")
 }
 
-/// Every golden model, on every instruction set, with both kinds of cache.
-fn for_each(mut check: impl FnMut(&Case, Isa, KvType)) {
+/// Every golden model, on every target.
+fn for_each(mut check: impl FnMut(&Case, Target)) {
     for case in Case::all() {
-        for isa in Isa::available() {
-            for kv_type in [KvType::F32, KvType::F16] {
-                check(&case, isa, kv_type);
-            }
+        for target in Target::all() {
+            check(&case, target);
         }
     }
 }
 
 #[test]
 fn every_step_is_close_to_the_reference() {
-    for_each(|case, isa, kv_type| {
-        let mut executor = executor(case.bytes(), options(isa, kv_type));
+    for_each(|case, target| {
+        let mut executor = target.executor(case.bytes());
         let mut recorder = Recorder { wanted: case.probe_positions.clone(), positions: 0..0, seen: BTreeMap::new() };
         let first = &case.runs[0];
-        run(&mut executor, &first.tokens, first.n_prompt, &mut recorder);
+        run(&mut *executor, &first.tokens, first.n_prompt, Some(&mut recorder));
         assert_eq!(recorder.seen.len(), case.probe_positions.len() * (2 + 12 * case.n_layers), "{}", case.name);
+        let mut faults = Vec::new();
         for ((name, position), got) in &recorder.seen {
             let (width, want) = case.values(name);
             let row = case.probe_positions.iter().position(|p| p == position).unwrap();
             let error = relative_error(got, &want[row * width..][..width]);
-            let at = format!("{} {} {kv_type:?}: {name} at position {position}", case.name, isa.name());
-            assert!(error <= gate_of_one(kv_type), "{at}: off by {error:.1e}");
+            if error.is_nan() || error > target.gates().one {
+                faults.push(format!("{name} at position {position} is off by {error:.1e}"));
+            }
         }
+        assert!(faults.is_empty(), "{} {target}:\n  {}", case.name, faults.join("\n  "));
     });
 }
 
 #[test]
 fn logits_and_greedy_choices_are_those_of_the_reference() {
     println!(
-        "{:20} {:8} {:3} {:>9} {:>9} {:>9} {:>9} {:>6}",
-        "model", "isa", "kv", "error", "worst", "mean dlp", "positions", "exempt"
+        "{:20} {:12} {:>9} {:>9} {:>9} {:>9} {:>6}",
+        "model", "target", "error", "worst", "mean dlp", "positions", "exempt"
     );
-    for_each(|case, isa, kv_type| {
-        let mut executor = executor(case.bytes(), options(isa, kv_type));
+    let mut faults = Vec::new();
+    for_each(|case, target| {
+        let mut executor = target.executor(case.bytes());
         for (i, a_run) in case.runs.iter().enumerate() {
-            let logits = run(&mut executor, &a_run.tokens, a_run.n_prompt, ());
-            let again = run(&mut executor, &a_run.tokens, a_run.n_prompt, ());
+            let logits = run(&mut *executor, &a_run.tokens, a_run.n_prompt, None);
+            let again = run(&mut *executor, &a_run.tokens, a_run.n_prompt, None);
             assert!(logits.iter().map(|x| x.to_bits()).eq(again.iter().map(|x| x.to_bits())), "a second run differs");
             let n_vocab = logits.len() / a_run.tokens.len();
             let c = Closeness::of(&logits, case.logits(i), n_vocab);
-            let (name, isa) = (&case.name, isa.name());
+            let name = &case.name;
             println!(
-                "{name:20} {isa:8} {kv_type:?} {:9.1e} {:9.1e} {:9.1e} {:9} {:6}",
+                "{name:20} {target:12} {:9.1e} {:9.1e} {:9.1e} {:9} {:6}",
                 c.error, c.max_error, c.mean_logprob_error, c.n_positions, c.n_exempt
             );
-            c.check(kv_type).unwrap_or_else(|why| panic!("{name} run {i} {isa} {kv_type:?}: {why}"));
+            faults.extend(c.check(target.gates()).err().map(|why| format!("{name} run {i} {target}: {why}")));
         }
     });
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 /// One prompt of `models/haiku/golden.json`.
@@ -250,18 +249,18 @@ fn the_haiku_models_own_golden_files_hold() {
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
     let goldens: Vec<HaikuGolden> = serde_json::from_slice(&read("golden.json")).unwrap();
     let logprobs: Vec<HaikuLogprobs> = serde_json::from_slice(&read("golden_logprobs.json")).unwrap();
-    for kv_type in [KvType::F32, KvType::F16] {
-        let mut executor = executor(haiku.bytes(), options(Isa::detect(), kv_type));
+    for target in Target::all() {
+        let mut executor = target.executor(haiku.bytes());
         for (golden, logprobs) in goldens.iter().zip(&logprobs) {
             let n_prompt = golden.ids.len();
             let ids: Vec<u32> = golden.ids.iter().chain(&golden.greedy).copied().collect();
-            let logits = run(&mut executor, &ids, n_prompt, ());
+            let logits = run(&mut *executor, &ids, n_prompt, None);
             let n_vocab = golden.last_logits.len();
             let rows: Vec<&[f32]> = logits.chunks_exact(n_vocab).skip(n_prompt - 1).collect();
             let error = relative_error(rows[0], &golden.last_logits);
-            assert!(error < gate_of_one(kv_type), "{kv_type:?}: off by {error:.1e}");
+            assert!(error < target.gates().one, "{target}: off by {error:.1e}");
             for ((row, greedy), step) in rows.iter().zip(&golden.greedy).zip(&logprobs.steps) {
-                assert_eq!((argmax(row) as u32, step.id), (*greedy, *greedy), "{kv_type:?}");
+                assert_eq!((argmax(row) as u32, step.id), (*greedy, *greedy), "{target}");
                 let got = log_softmax(row);
                 let of = |id: u32| got[id as usize];
                 let n = step.top.len() as f64;

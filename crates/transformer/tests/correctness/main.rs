@@ -4,6 +4,8 @@
 
 mod bit_identity;
 mod case;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod golden;
 mod invalid_batches;
 mod negative_controls;

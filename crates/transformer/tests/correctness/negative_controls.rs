@@ -1,27 +1,36 @@
 //! The gates bite: each fault that has made other workers write fluent nonsense fails them.
 //!
 //! A fault is made from outside, in the spec, the weights or the batch; the executor has no switch for it. Cache and
-//! arithmetic are at their best (F32), and the looser gate (F16's) must still tell.
+//! arithmetic are at their best (F32 on the CPU), and the looser gate (F16's) must still tell; a GPU has its own.
 
 use gguf_parser::Gguf;
-use quant::Isa;
-use transformer::cpu::CpuExecutor;
-use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, KvType, ModelSpec, Role, RopePairs};
+use transformer::{BLOCK_TOKENS, Batch, BlockId, ModelSpec, Role, RopePairs};
+use weight_loader::ModelFile;
 
 use crate::case::Case;
-use crate::golden::{Closeness, gate};
-use crate::sequence::{load, options, run};
+use crate::golden::{Closeness, Gates};
+use crate::sequence::{Target, run};
 
 /// Runs a case with a fault and says how far off it is.
 fn with_fault(case: &Case, edit_file: impl Fn(&mut File), edit_spec: impl Fn(&mut ModelSpec)) -> Closeness {
     let mut file = File { bytes: case.bytes() };
     edit_file(&mut file);
-    let (mut spec, weights) = load(file.bytes.leak());
+    let file = ModelFile::from_static(file.bytes.leak(), "test");
+    let mut spec = ModelSpec::from_gguf(&file.gguf().unwrap()).unwrap();
     edit_spec(&mut spec);
-    let mut executor = CpuExecutor::new(spec, weights, options(Isa::detect(), KvType::F32)).unwrap();
+    let mut executor = Target::best().executor_for(&file, spec, 256, 128);
     let a_run = &case.runs[0];
-    let logits = run(&mut executor, &a_run.tokens, a_run.n_prompt, ());
+    let logits = run(&mut *executor, &a_run.tokens, a_run.n_prompt, None);
     Closeness::of(&logits, case.logits(0), executor.info().n_vocab)
+}
+
+/// The gates that a fault has to fail.
+fn gates() -> Gates {
+    match Target::best() {
+        Target::Cpu(..) => Gates::CPU_F16,
+        #[cfg(feature = "cuda")]
+        target => target.gates(),
+    }
 }
 
 /// Asserts that the fault fails the gates of every one of these cases, and prints by how much.
@@ -29,15 +38,15 @@ fn fails(fault: &str, cases: &[&str], edit_file: impl Fn(&mut File), edit_spec: 
     for name in cases {
         let case = Case::read(name);
         let sound = with_fault(&case, |_| (), |_| ());
-        assert!(sound.check(KvType::F16).is_ok(), "{name} fails without a fault: {sound:?}");
+        assert!(sound.check(gates()).is_ok(), "{name} fails without a fault: {sound:?}");
         assert_fails(fault, name, &with_fault(&case, &edit_file, &edit_spec));
     }
 }
 
 fn assert_fails(fault: &str, name: &str, c: &Closeness) {
-    let times = c.error / gate(KvType::F16);
+    let times = c.error / gates().run;
     println!("{fault:32} {name:20} off by {:8.1e}, {times:6.0} times the gate", c.error);
-    assert!(c.check(KvType::F16).is_err(), "{fault} passes the gates of {name}: {c:?}");
+    assert!(c.check(gates()).is_err(), "{fault} passes the gates of {name}: {c:?}");
     assert!(times > 2.0, "{fault} hardly fails the gate of {name}: {c:?}");
 }
 
@@ -105,8 +114,7 @@ fn restarting_positions_at_decode_fails() {
     for name in ["haiku", "qwen2_group7", "llama_pairs"] {
         let case = Case::read(name);
         let a_run = &case.runs[0];
-        let (spec, weights) = load(case.bytes().leak());
-        let mut executor = CpuExecutor::new(spec, weights, options(Isa::detect(), KvType::F32)).unwrap();
+        let mut executor = Target::best().executor(case.bytes());
         let n_vocab = executor.info().n_vocab;
         let blocks: Vec<BlockId> = (0..a_run.tokens.len().div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect();
         let mut batch = Batch::default();

@@ -3,8 +3,123 @@
 use gguf_parser::Gguf;
 use quant::Isa;
 use transformer::cpu::{CpuExecutor, CpuOptions, Probe};
-use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, KvType, ModelSpec, Role};
+use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ExecutorError, KvType, ModelSpec, Role};
 use weight_loader::{ModelFile, Weights};
+
+use crate::golden::Gates;
+
+/// An executor that shows its steps.
+pub(crate) trait Watched: Executor {
+    fn forward_watched(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<&[f32], ExecutorError>;
+}
+
+impl Watched for CpuExecutor {
+    fn forward_watched(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<&[f32], ExecutorError> {
+        self.forward_probed(batch, probe)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Watched for transformer::cuda::CudaExecutor {
+    fn forward_watched(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<&[f32], ExecutorError> {
+        self.forward_probed(batch, probe)
+    }
+}
+
+/// What runs a model, and how.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Target {
+    Cpu(Isa, KvType),
+    #[cfg(feature = "cuda")]
+    Cuda {
+        graphs: bool,
+    },
+}
+
+impl Target {
+    /// Everything that this run of the tests is about: the CPU, or with `WORKER_TEST_DEVICE=cuda` the GPU.
+    pub(crate) fn all() -> Vec<Target> {
+        #[cfg(feature = "cuda")]
+        if on_cuda() {
+            return vec![Target::Cuda { graphs: false }, Target::Cuda { graphs: true }];
+        }
+        let cpu = |isa| [Target::Cpu(isa, KvType::F32), Target::Cpu(isa, KvType::F16)];
+        Isa::available().into_iter().flat_map(cpu).collect()
+    }
+
+    /// The most exact of them.
+    pub(crate) fn best() -> Target {
+        #[cfg(feature = "cuda")]
+        if on_cuda() {
+            return Target::Cuda { graphs: true };
+        }
+        Target::Cpu(Isa::detect(), KvType::F32)
+    }
+
+    /// With room for `max_seqs` sequences of `n_ctx` tokens.
+    pub(crate) fn executor_for(
+        self,
+        file: &ModelFile,
+        spec: ModelSpec,
+        n_ctx: usize,
+        max_seqs: usize,
+    ) -> Box<dyn Watched> {
+        let gguf = file.gguf().unwrap();
+        match self {
+            Target::Cpu(isa, kv_type) => {
+                let weights =
+                    weight_loader::load(file, &gguf, &ModelSpec::from_gguf(&gguf).unwrap().tensors(), &mut |_| ());
+                let options = CpuOptions { n_ctx: Some(n_ctx), max_seqs, ..options(isa, kv_type) };
+                Box::new(CpuExecutor::new(spec, weights.unwrap(), options).unwrap())
+            }
+            #[cfg(feature = "cuda")]
+            Target::Cuda { graphs } => {
+                use transformer::cuda::{CudaExecutor, CudaOptions};
+                let options = CudaOptions {
+                    n_ctx: Some(n_ctx),
+                    max_seqs,
+                    max_batch_tokens: 128,
+                    graphs,
+                    ..CudaOptions::default()
+                };
+                Box::new(CudaExecutor::load(spec, file, &gguf, options, &mut |_, _| ()).unwrap())
+            }
+        }
+    }
+
+    /// For a file's bytes; every row of a run can be sampled. The bytes are leaked: a test process is short.
+    pub(crate) fn executor(self, bytes: Vec<u8>) -> Box<dyn Watched> {
+        let file = ModelFile::from_static(bytes.leak(), "test");
+        let spec = ModelSpec::from_gguf(&file.gguf().unwrap()).unwrap();
+        self.executor_for(&file, spec, 256, 128)
+    }
+
+    /// The gates that its results have to pass.
+    pub(crate) fn gates(self) -> Gates {
+        match self {
+            Target::Cpu(_, KvType::F32) => Gates::CPU_F32,
+            Target::Cpu(_, KvType::F16) => Gates::CPU_F16,
+            #[cfg(feature = "cuda")]
+            Target::Cuda { .. } => Gates::CUDA,
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Cpu(isa, kv_type) => write!(f, "{} {kv_type:?}", isa.name()),
+            #[cfg(feature = "cuda")]
+            Target::Cuda { graphs } => write!(f, "cuda{}", if *graphs { " graphs" } else { "" }),
+        }
+    }
+}
+
+/// Whether this run is about the GPU. One that is, on a machine without, fails: it was asked for by name.
+#[cfg(feature = "cuda")]
+pub(crate) fn on_cuda() -> bool {
+    std::env::var("WORKER_TEST_DEVICE").is_ok_and(|device| device == "cuda")
+}
 
 /// Options for a test's executor: every row of a run can be sampled.
 pub(crate) fn options(isa: Isa, kv_type: KvType) -> CpuOptions {
@@ -26,10 +141,15 @@ pub(crate) fn executor(bytes: Vec<u8>, options: CpuOptions) -> CpuExecutor {
     CpuExecutor::new(spec, weights, options).unwrap()
 }
 
-/// Logits of every position: the prompt in one piece, then one generated token a step.
+/// Logits of every position: the prompt in one piece, then one generated token a step. With a probe, every step is watched.
 ///
 /// Blocks are handed out backwards, so that a block's number is not its place in the sequence.
-pub(crate) fn run(executor: &mut CpuExecutor, tokens: &[u32], n_prompt: usize, mut probe: impl ProbeAt) -> Vec<f32> {
+pub(crate) fn run(
+    executor: &mut dyn Watched,
+    tokens: &[u32],
+    n_prompt: usize,
+    mut probe: Option<&mut dyn ProbeAt>,
+) -> Vec<f32> {
     let blocks: Vec<BlockId> = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).rev().map(BlockId).collect();
     let mut logits = Vec::new();
     let mut batch = Batch::default();
@@ -39,8 +159,13 @@ pub(crate) fn run(executor: &mut CpuExecutor, tokens: &[u32], n_prompt: usize, m
         batch.clear();
         batch.push(role, &tokens[piece.clone()], piece.start as u32, &blocks, false);
         batch.sample_rows.extend(0..piece.len());
-        probe.at(piece);
-        logits.extend_from_slice(executor.forward_probed(&batch, &mut probe).unwrap());
+        logits.extend_from_slice(match &mut probe {
+            Some(probe) => {
+                probe.at(piece);
+                executor.forward_watched(&batch, probe).unwrap()
+            }
+            None => executor.forward(&batch).unwrap().into_logits(),
+        });
     }
     assert_eq!(logits.len(), tokens.len() * executor.info().n_vocab);
     logits
@@ -49,14 +174,4 @@ pub(crate) fn run(executor: &mut CpuExecutor, tokens: &[u32], n_prompt: usize, m
 /// A probe that is told which positions the next step's rows have.
 pub(crate) trait ProbeAt: Probe {
     fn at(&mut self, positions: std::ops::Range<usize>);
-}
-
-impl ProbeAt for () {
-    fn at(&mut self, _: std::ops::Range<usize>) {}
-}
-
-impl<P: ProbeAt> ProbeAt for &mut P {
-    fn at(&mut self, positions: std::ops::Range<usize>) {
-        (**self).at(positions);
-    }
 }

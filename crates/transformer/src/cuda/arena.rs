@@ -1,0 +1,146 @@
+//! Where every weight lies in device memory: planned before anything is allocated.
+//!
+//! Matrices go into one allocation, in the format of their file, each row padded to whole chunks of columns: kernels then
+//! need no code for ragged ends. Matrices that are multiplied with the same activations lie behind each other. Vectors (norms,
+//! biases) are few bytes; they are widened to F32 and go into a second allocation.
+
+use std::collections::HashMap;
+
+use cuda_sys::{DeviceBuffer, sys};
+use gguf_parser::{Gguf, TensorInfo};
+use half::f16;
+use quant::Format;
+
+use super::CudaError;
+use crate::ModelSpec;
+
+/// Columns that kernels read together.
+pub(super) const CHUNK: usize = sys::ORCD_CHUNK as usize;
+
+/// What a matrix's first byte is aligned to: a line of the L2 cache, twice.
+const ALIGNMENT: usize = 256;
+
+/// A matrix's place in the arena.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct MatrixAt {
+    /// Byte offset of the values.
+    pub(super) values: usize,
+    /// Byte offset of the scales of Q8_0 blocks.
+    pub(super) scales: Option<usize>,
+    pub(super) format: Format,
+    pub(super) n_rows: usize,
+    pub(super) n_cols: usize,
+    /// Bytes from one row's values to the next.
+    pub(super) row_bytes: usize,
+    /// The power of two that kernels multiply values by before rounding them to F16.
+    pub(super) scale: f32,
+}
+
+impl MatrixAt {
+    /// For a kernel. Valid as long as the arena.
+    pub(super) fn raw(&self, arena: &DeviceBuffer<u8>) -> sys::orcd_matrix {
+        let scales = |at| arena.typed::<f16>(at, self.n_rows * self.n_cols / CHUNK).as_ptr();
+        sys::orcd_matrix {
+            values: arena.typed::<u8>(self.values, self.n_rows * self.row_bytes).as_ptr().cast(),
+            scales: self.scales.map_or(std::ptr::null(), scales),
+            row_bytes: self.row_bytes as u64,
+            n_rows: self.n_rows as u32,
+            n_cols: self.n_cols as u32,
+            format: raw_format(self.format).unwrap_or(u32::MAX), // which every launcher refuses
+            scale: self.scale,
+        }
+    }
+
+    /// Columns with the padding.
+    pub(super) fn n_padded_cols(&self) -> usize {
+        self.n_cols.next_multiple_of(CHUNK)
+    }
+
+    /// Whether `next` follows without a gap, in the same format: the two are then one matrix with more rows.
+    pub(super) fn is_followed_by(&self, next: &MatrixAt) -> bool {
+        self.format == next.format
+            && self.n_cols == next.n_cols
+            && self.values + self.n_rows * self.row_bytes == next.values
+    }
+}
+
+/// The kernels' number for a format, for those that they know.
+fn raw_format(format: Format) -> Option<u32> {
+    let number = match format {
+        Format::F32 => sys::ORCD_FORMAT_F32,
+        Format::F16 => sys::ORCD_FORMAT_F16,
+        Format::BF16 => sys::ORCD_FORMAT_BF16,
+        Format::Q8_0 => sys::ORCD_FORMAT_Q8_0,
+    };
+    Some(number as u32)
+}
+
+/// Where tensors go, by name.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Matrices, in bytes of the arena.
+    pub(super) matrices: HashMap<String, MatrixAt>,
+    /// Vectors: where they begin and how many values they have, in values.
+    pub(super) vectors: HashMap<String, (usize, usize)>,
+    /// Bytes of the arena.
+    pub(super) arena_bytes: usize,
+    /// Values of all vectors.
+    pub(super) n_vector_values: usize,
+}
+
+impl Plan {
+    /// Places every tensor of the spec.
+    ///
+    /// # Errors
+    /// [`CudaError::Tensor`] for one that the file does not have, or that the kernels cannot read.
+    pub(super) fn new(spec: &ModelSpec, gguf: &Gguf<'_>) -> Result<Self, CudaError> {
+        let mut plan = Self { matrices: HashMap::new(), vectors: HashMap::new(), arena_bytes: 0, n_vector_values: 0 };
+        for tensor in spec.tensors() {
+            // In the spec's order: q, k and v follow each other, and so do gate and up.
+            let info = gguf.tensor(&tensor.name).filter(|info| info.shape[..] == tensor.shape[..]);
+            let info = info.ok_or_else(|| CudaError::Tensor {
+                name: tensor.name.clone(),
+                expected: format!("shape {:?}", tensor.shape),
+                got: gguf.tensor(&tensor.name).map_or("none".into(), |info| info.shape.to_string()),
+            })?;
+            match tensor.shape[..] {
+                [n] => plan.place_vector(&tensor.name, n as usize),
+                [n_rows, n_cols] => plan.place_matrix(info, n_rows as usize, n_cols as usize)?,
+                _ => unreachable!("a decoder's tensors are vectors and matrices"),
+            }
+        }
+        Ok(plan)
+    }
+
+    fn place_vector(&mut self, name: &str, n_values: usize) {
+        self.vectors.insert(name.to_owned(), (self.n_vector_values, n_values));
+        self.n_vector_values += n_values;
+    }
+
+    fn place_matrix(&mut self, info: &TensorInfo<'_>, n_rows: usize, n_cols: usize) -> Result<(), CudaError> {
+        let unknown = || CudaError::Tensor {
+            name: info.name.to_owned(),
+            expected: "a type with kernels for the GPU".into(),
+            got: info.ty.name().to_owned(),
+        };
+        let format = Format::from_name(info.ty.name()).ok_or_else(unknown)?;
+        raw_format(format).ok_or_else(unknown)?;
+        let n_padded = n_cols.next_multiple_of(CHUNK);
+        let row_bytes = match format {
+            Format::F32 => n_padded * 4,
+            Format::F16 | Format::BF16 => n_padded * 2,
+            Format::Q8_0 => n_padded,
+        };
+        let values = self.reserve(n_rows * row_bytes);
+        let scales = (format == Format::Q8_0).then(|| self.reserve(n_rows * n_cols / CHUNK * size_of::<f16>()));
+        let at = MatrixAt { values, scales, format, n_rows, n_cols, row_bytes, scale: 1.0 };
+        self.matrices.insert(info.name.to_owned(), at);
+        Ok(())
+    }
+
+    fn reserve(&mut self, n_bytes: usize) -> usize {
+        let at = self.arena_bytes.next_multiple_of(ALIGNMENT);
+        self.arena_bytes = at + n_bytes;
+        at
+    }
+}

@@ -1,0 +1,110 @@
+//! What only a GPU has: graphs, weights in other memory, and many rows at once.
+//!
+//! With `WORKER_TEST_DEVICE=cuda` these and all other tests of this program run on the GPU; without, these say that they were
+//! skipped, and fail when `WORKER_REQUIRE_GPU=1`.
+
+use transformer::cuda::{CudaExecutor, CudaOptions};
+use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ModelSpec, Role};
+use weight_loader::ModelFile;
+
+use crate::case::Case;
+use crate::sequence::on_cuda;
+
+fn skipped(test: &str) -> bool {
+    if on_cuda() {
+        return false;
+    }
+    assert!(
+        std::env::var("WORKER_REQUIRE_GPU").as_deref() != Ok("1"),
+        "{test}: needs WORKER_TEST_DEVICE=cuda and a GPU"
+    );
+    println!("SKIPPED: {test} runs with WORKER_TEST_DEVICE=cuda");
+    true
+}
+
+fn file(case: &Case) -> ModelFile {
+    ModelFile::from_static(case.bytes().leak(), "test")
+}
+
+fn executor(file: &ModelFile, options: CudaOptions) -> CudaExecutor {
+    let gguf = file.gguf().unwrap();
+    CudaExecutor::load(ModelSpec::from_gguf(&gguf).unwrap(), file, &gguf, options, &mut |_, _| ()).unwrap()
+}
+
+fn options() -> CudaOptions {
+    CudaOptions { n_ctx: Some(128), max_seqs: 64, max_batch_tokens: 1024, ..CudaOptions::default() }
+}
+
+/// Logits' bits of `n_seqs` sequences, which read a prompt of 20 tokens and then are given 12 more, one a step; sequence `i` of
+/// every call is the same.
+fn bits(executor: &mut CudaExecutor, tokens: &[u32], sequences: &[usize]) -> Vec<Vec<u32>> {
+    let n_vocab = executor.info().n_vocab;
+    let token = |sequence: usize, i: usize| tokens[(sequence * 7 + i) % tokens.len()];
+    let blocks = |sequence: usize| -> Vec<BlockId> { (0..2).map(|b| BlockId((b * 64 + sequence) as u32)).collect() };
+    let mut out = vec![Vec::new(); sequences.len()];
+    let mut batch = Batch::default();
+    for step in 0..13 {
+        batch.clear();
+        for &sequence in sequences {
+            let range = if step == 0 { 0..20 } else { 19 + step..20 + step };
+            let role = if step == 0 { Role::Prompt } else { Role::Generated };
+            let ids: Vec<u32> = range.clone().map(|i| token(sequence, i)).collect();
+            batch.push(role, &ids, range.start as u32, &blocks(sequence)[..range.end.div_ceil(BLOCK_TOKENS)], true);
+        }
+        let logits = executor.forward(&batch).unwrap().into_logits();
+        for (out, row) in out.iter_mut().zip(logits.chunks_exact(n_vocab)) {
+            out.extend(row.iter().map(|x| x.to_bits()));
+        }
+    }
+    out
+}
+
+#[test]
+fn alone_and_among_64_with_and_without_graphs_give_the_same_bits() {
+    if skipped("alone_and_among_64_with_and_without_graphs_give_the_same_bits") {
+        return;
+    }
+    for name in ["haiku", "qwen2_group7", "qwen2_q8_0", "llama_pairs", "qwen2_tied", "qwen2_bias30"] {
+        let case = Case::read(name);
+        let (file, tokens) = (file(&case), &case.runs[0].tokens);
+        let all: Vec<usize> = (0..64).collect();
+        let want = bits(&mut executor(&file, options()), tokens, &all);
+        for (graphs, dependent_launch) in [(true, false), (false, true), (false, false)] {
+            let mut executor = executor(&file, CudaOptions { graphs, dependent_launch, ..options() });
+            assert!(bits(&mut executor, tokens, &all) == want, "{name}: graphs {graphs}, dependent {dependent_launch}");
+            for some in [&[5][..], &[63, 2], &[1, 2, 3, 4, 5, 6, 7, 8, 9], &[40; 1]] {
+                let got = bits(&mut executor, tokens, some);
+                let same = got.iter().zip(some).all(|(got, &i)| *got == want[i]);
+                assert!(same, "{name}: sequences {some:?} differ from themselves among 64");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_tensor_in_gpu_memory_is_the_files() {
+    if skipped("every_tensor_in_gpu_memory_is_the_files") {
+        return;
+    }
+    for case in Case::all() {
+        let file = file(&case);
+        let gguf = file.gguf().unwrap();
+        let n = executor(&file, options()).check_all_weights(&file, &gguf).unwrap();
+        let n_matrices = gguf.tensors.iter().filter(|tensor| tensor.shape.len() == 2).count();
+        assert_eq!(n, n_matrices, "{}", case.name);
+    }
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_with_both_figures() {
+    if skipped("a_model_that_does_not_fit_is_refused_with_both_figures") {
+        return;
+    }
+    let case = Case::read("qwen2_tied");
+    let file = file(&case);
+    let gguf = file.gguf().unwrap();
+    let spec = ModelSpec::from_gguf(&gguf).unwrap();
+    let options = CudaOptions { kv_bytes: Some(1 << 44), ..options() };
+    let error = CudaExecutor::load(spec, &file, &gguf, options, &mut |_, _| ()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("needs ") && error.contains(" are free"), "{error}");
+}
