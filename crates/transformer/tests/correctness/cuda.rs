@@ -32,7 +32,7 @@ fn executor(file: &ModelFile, options: CudaOptions) -> CudaExecutor {
 }
 
 fn options() -> CudaOptions {
-    CudaOptions { n_ctx: Some(128), max_seqs: 64, max_batch_tokens: 1024, ..CudaOptions::default() }
+    CudaOptions { n_ctx: Some(128), max_seqs: 64, max_batch_tokens: 2048, ..CudaOptions::default() }
 }
 
 /// Logits' bits of `n_seqs` sequences, which read a prompt of 20 tokens and then are given 12 more, one a step; sequence `i` of
