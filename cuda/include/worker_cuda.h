@@ -39,5 +39,6 @@ typedef struct CUstream_st *orcd_stream;
 #include "../ops/rope_append/rope_append.h"
 #include "../ops/attention_decode/attention_decode.h"
 #include "../ops/attention_prefill/attention_prefill.h"
+#include "../ops/sample/sample.h"
 
 #endif
