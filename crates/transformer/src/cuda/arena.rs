@@ -72,7 +72,7 @@ fn raw_format(format: Format) -> Option<u32> {
         Format::BF16 => sys::ORCD_FORMAT_BF16,
         Format::Q8_0 => sys::ORCD_FORMAT_Q8_0,
     };
-    Some(number as u32)
+    Some(number)
 }
 
 /// Where tensors go, by name.

@@ -8,6 +8,9 @@ use super::arena::{CHUNK, MatrixAt};
 use super::model::Model;
 use crate::ModelSpec;
 
+/// Numbers of 32 bits in an `orcd_sample_choice`.
+pub(super) const CHOICE_WORDS: usize = size_of::<sys::orcd_sample_choice>() / 4;
+
 /// Widths of the buffers: what follows from the model alone.
 #[derive(Debug, Clone)]
 pub(super) struct Widths {
@@ -99,6 +102,14 @@ pub(super) struct Buffers {
     /// Attention's partial results, and its counters.
     pub(super) attn_partials: DeviceBuffer<f32>,
     pub(super) attn_counters: DeviceBuffer<u32>,
+    /// What is chosen after each generated row, and after each sampled prompt row, as `orcd_sample_choice`s.
+    /// `[slots, CHOICE_WORDS]` and `[max_samples, CHOICE_WORDS]`
+    pub(super) choices: DeviceBuffer<u32>,
+    pub(super) prompt_choices: DeviceBuffer<u32>,
+    /// What sampling works in.
+    pub(super) sampling: DeviceBuffer<u64>,
+    /// Tokens to be penalized, of all samples. `[max_samples * n_ctx]`
+    pub(super) history: DeviceBuffer<u32>,
     /// Dequantized weights of the product at hand.
     pub(super) weights: DeviceBuffer<f16>,
     /// RoPE's angles. `[n_ctx, n_dims / 2, 2]`
@@ -114,16 +125,19 @@ pub(super) struct Sizes {
     attn_partials: usize,
     attn_counters: usize,
     cos_sin: usize,
+    sampling: usize,
+    history: usize,
 }
 
 impl Sizes {
     pub(super) fn new(spec: &ModelSpec, w: &Widths, rows: usize, slots: usize, samples: usize, n_ctx: usize) -> Self {
         let [heads, kv_heads, pad] = [spec.n_heads, spec.n_kv_heads, w.d_head_pad].map(|n| n as u32);
-        // SAFETY: both take and give numbers.
-        let (partials, counters) = unsafe {
+        // SAFETY: all take and give numbers.
+        let (partials, counters, sampling) = unsafe {
             (
                 sys::orcd_attention_decode_partials(slots as u32, n_ctx as u32, heads, kv_heads, pad),
                 sys::orcd_attention_decode_counters(slots as u32, heads, kv_heads),
+                sys::orcd_sample_scratch_bytes(slots.max(samples) as u32, w.n_vocab as u32),
             )
         };
         Self {
@@ -133,6 +147,8 @@ impl Sizes {
             attn_partials: partials as usize,
             attn_counters: counters as usize,
             cos_sin: n_ctx * spec.rope.n_dims,
+            sampling: sampling.div_ceil(size_of::<u64>()),
+            history: samples * n_ctx,
         }
     }
 
@@ -143,7 +159,10 @@ impl Sizes {
             + (self.slots + self.samples) * w.n_vocab
             + self.attn_partials
             + self.attn_counters
-            + self.cos_sin;
+            + self.cos_sin
+            + 2 * self.sampling
+            + self.history
+            + (self.slots + self.samples) * CHOICE_WORDS;
         let halves = self.rows * (w.model_pitch + w.q_pitch + w.ff_pitch) + w.dequantized;
         (floats * 4 + halves * 2) as u64
     }
@@ -168,6 +187,10 @@ impl Buffers {
             attn_counters: device.alloc_zeroed(sizes.attn_counters)?,
             weights: device.alloc_zeroed(w.dequantized)?,
             cos_sin: device.alloc_zeroed(sizes.cos_sin)?,
+            choices: device.alloc_zeroed(slots * CHOICE_WORDS)?,
+            prompt_choices: device.alloc_zeroed(samples * CHOICE_WORDS)?,
+            sampling: device.alloc_zeroed(sizes.sampling)?,
+            history: device.alloc_zeroed(sizes.history)?,
         })
     }
 }

@@ -61,10 +61,12 @@ impl Forward {
         stream.synchronize() // before `inv_freq` is freed
     }
 
-    /// Generated rows: from tokens to logits. `n_slots` rows, those that pad the batch included.
+    /// Generated rows: from tokens to logits, and with `chooses` to the next tokens. `n_slots` rows, those that pad the batch
+    /// included.
     pub(super) fn generated(
         &mut self,
         n_slots: usize,
+        chooses: bool,
         stream: &Stream,
         tap: &mut Option<Tap<'_>>,
     ) -> Result<(), CudaError> {
@@ -84,7 +86,12 @@ impl Forward {
             tap.see(Probed::FinalNorm, 0, n_slots, self.widths.d_model, stream)?;
         }
         let logits = self.buffers.logits.as_mut_ptr();
-        self.head(logits, n_slots, stream)
+        self.head(logits, n_slots, stream)?;
+        if chooses {
+            let choices = self.buffers.choices.as_mut_ptr();
+            self.sample(logits, self.layout.params(), choices, n_slots, stream)?;
+        }
+        Ok(())
     }
 
     /// Queries, keys and values; attention; its output, in parts.
@@ -110,7 +117,7 @@ impl Forward {
         for (to, matrix) in args.w.iter_mut().zip(&layer.qkv) {
             *to = matrix.raw(&model.arena);
         }
-        args.output = sys::ORCD_DECODE_QKV as u32;
+        args.output = sys::ORCD_DECODE_QKV;
         args.qkv = sys::orcd_decode_qkv {
             bias,
             cos_sin: b.cos_sin.as_ptr(),
@@ -188,7 +195,7 @@ impl Forward {
         let layer = &model.layers[i];
         let mut args = matmul_args(&layer.gate, &b.normed, w.model_pitch, layer.ffn_norm.scale, n, &model.arena);
         args.w[1] = layer.up.raw(&model.arena);
-        args.output = sys::ORCD_DECODE_GATE_UP as u32;
+        args.output = sys::ORCD_DECODE_GATE_UP;
         args.act = b.act.as_mut_ptr();
         args.act_pitch = w.ff_pitch as u32;
         args.ffn_scale = b.ffn_scale.as_ptr();
@@ -208,7 +215,7 @@ impl Forward {
         Ok(())
     }
 
-    /// Prompt rows: from tokens to the logits of those that are sampled.
+    /// Prompt rows: from tokens to the logits of those that are sampled, or what is chosen from them.
     pub(super) fn prompt(&mut self, step: &Step, stream: &Stream, tap: &mut Option<Tap<'_>>) -> Result<(), CudaError> {
         let n = step.n_prompt;
         self.embed(self.layout.prompt_tokens().start, n, stream)?;
@@ -229,7 +236,12 @@ impl Forward {
             tap.see(Probed::FinalNorm, 0, step.n_prompt_samples, self.widths.d_model, stream)?;
         }
         let logits = self.buffers.prompt_logits.as_mut_ptr();
-        self.head(logits, step.n_prompt_samples, stream)
+        self.head(logits, step.n_prompt_samples, stream)?;
+        if step.chooses {
+            let choices = self.buffers.prompt_choices.as_mut_ptr();
+            self.sample(logits, self.layout.prompt_params(), choices, step.n_prompt_samples, stream)?;
+        }
+        Ok(())
     }
 
     fn prompt_attention(
@@ -306,7 +318,7 @@ impl Forward {
         let x = Activations { values: &b.attn, pitch: w.q_pitch, scale: 1.0, row_unscale: std::ptr::null() };
         let weights = prepared(&layer.attn_output, 0, model, &mut b.weights, stream)?;
         let mut args = prompt_args(&layer.attn_output, weights, &x, n);
-        args.output = sys::ORCD_PREFILL_ADD as u32;
+        args.output = sys::ORCD_PREFILL_ADD;
         args.out = b.residual.as_mut_ptr();
         args.out_pitch = w.d_model as u32;
         args.probe = tap.as_mut().map_or(std::ptr::null_mut(), |tap| tap.values());
@@ -338,7 +350,7 @@ impl Forward {
             if is_one {
                 args.n_rows = w.d_qkv as u32;
             }
-            args.output = sys::ORCD_PREFILL_STORE as u32;
+            args.output = sys::ORCD_PREFILL_STORE;
             args.out = b.qkv.slice_mut(column..).as_mut_ptr();
             args.out_pitch = w.d_qkv as u32;
             args.bias = bias;
@@ -374,7 +386,7 @@ impl Forward {
         let mut args = prompt_args(&layer.gate, gate, &x, n);
         args.w[1] = up;
         args.unscale[1] = 1.0 / (layer.up.scale * x.scale);
-        args.output = sys::ORCD_PREFILL_GATE_UP as u32;
+        args.output = sys::ORCD_PREFILL_GATE_UP;
         args.act = b.act.as_mut_ptr();
         args.act_pitch = w.ff_pitch as u32;
         args.ffn_scale = b.ffn_scale.as_ptr();
@@ -386,7 +398,7 @@ impl Forward {
         let x = Activations { values: &b.act, pitch: w.ff_pitch, scale: 1.0, row_unscale: b.ffn_unscale.as_ptr() };
         let weights = prepared(&layer.down, 0, model, &mut b.weights, stream)?;
         let mut args = prompt_args(&layer.down, weights, &x, n);
-        args.output = sys::ORCD_PREFILL_ADD as u32;
+        args.output = sys::ORCD_PREFILL_ADD;
         args.out = b.residual.as_mut_ptr();
         args.out_pitch = w.d_model as u32;
         args.probe = tap.as_mut().map_or(std::ptr::null_mut(), |tap| tap.values());
@@ -411,7 +423,7 @@ impl Forward {
     }
 
     /// residual += partials; normed = norm(residual). `ffn_bound` asks for the feed-forward's scales too.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "the variants of one call")]
     fn norm(
         &mut self,
         norm: Norm,
@@ -444,6 +456,33 @@ impl Forward {
         Ok(())
     }
 
+    /// choices = what each row's settings make of its logits.
+    fn sample(
+        &mut self,
+        logits: *const f32,
+        params: std::ops::Range<usize>,
+        choices: *mut u32,
+        n: usize,
+        stream: &Stream,
+    ) -> Result<(), CudaError> {
+        let Self { widths: w, buffers: b, inputs, .. } = self;
+        launch!(
+            stream,
+            orcd_sample,
+            sys::orcd_sample_args {
+                logits,
+                row_pitch: w.n_vocab as u64,
+                params: params_at(inputs, params),
+                history: b.history.as_ptr(),
+                choices: choices.cast(),
+                scratch: b.sampling.as_mut_ptr().cast(),
+                n_rows: n as u32,
+                n_vocab: w.n_vocab as u32,
+            }
+        );
+        Ok(())
+    }
+
     /// logits = output * normed, for generated and prompt rows alike.
     fn head(&mut self, logits: *mut f32, n: usize, stream: &Stream) -> Result<(), CudaError> {
         let Self { widths: w, model, buffers: b, .. } = self;
@@ -452,6 +491,11 @@ impl Forward {
         launch!(stream, orcd_decode_matmul, args);
         Ok(())
     }
+}
+
+/// The first word of the first `orcd_sample_params` at `params`.
+fn params_at(inputs: &DeviceBuffer<u32>, params: std::ops::Range<usize>) -> *const sys::orcd_sample_params {
+    inputs.slice(params).as_ptr().cast()
 }
 
 /// Activations that a product reads.
@@ -480,7 +524,7 @@ fn matmul_args(
     args.x_unscale = 1.0 / x_scale;
     args.n_tokens = n as u32;
     args.n_splits = 1;
-    args.output = sys::ORCD_DECODE_STORE as u32;
+    args.output = sys::ORCD_DECODE_STORE;
     args
 }
 

@@ -22,15 +22,18 @@ mod tap;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use cuda_sys::{Device, DeviceFacts, GraphExec, OpenError, PinnedBuffer, Stream};
+use cuda_sys::{Device, DeviceFacts, GraphExec, OpenError, PinnedBuffer, Stream, sys};
 use gguf_parser::Gguf;
 use weight_loader::{LoadError, ModelFile};
 
 use crate::cpu::Probe;
 use crate::validate::validate;
-use crate::{BLOCK_TOKENS, Batch, Executor, ExecutorError, ExecutorInfo, KvError, MemoryUse, ModelSpec, StepOutput};
+use crate::{
+    BLOCK_TOKENS, Batch, Choice, Executor, ExecutorError, ExecutorInfo, KvError, Logprob, MAX_LOGPROBS, MemoryUse,
+    ModelSpec, RowFault, StepOutput, TokenLogprobs,
+};
 use arena::Plan;
-use buffers::{Buffers, KvPool, Sizes, Widths, d_head_pad};
+use buffers::{Buffers, CHOICE_WORDS, KvPool, Sizes, Widths, d_head_pad};
 use forward::Forward;
 use model::Model;
 use step::{Layout, Step};
@@ -185,7 +188,8 @@ pub struct CudaExecutor {
     memory: MemoryUse,
     times: LoadTimes,
     // Before `stream` and the buffers: fields are dropped in order.
-    graphs: HashMap<usize, GraphExec>,
+    /// By the number of rows, and whether tokens are chosen.
+    graphs: HashMap<(usize, bool), GraphExec>,
     use_graphs: bool,
     forward: Forward,
     /// The most query rows of a tile of prompt attention.
@@ -193,6 +197,9 @@ pub struct CudaExecutor {
     step: Step,
     numbers: PinnedBuffer<u32>,
     logits: Vec<f32>,
+    /// Where choices are copied to: those after prompt rows, then those after generated rows.
+    chosen: PinnedBuffer<u32>,
+    choices: Vec<Choice>,
     stream: Stream,
     device: Device,
 }
@@ -247,13 +254,12 @@ impl CudaExecutor {
         let model = Model::load(&spec, &device, &stream, file, gguf, plan, progress)?;
         let resident = began.elapsed();
         // SAFETY: takes a flag, read by later launches on this thread.
-        unsafe { cuda_sys::sys::orcd_set_dependent_launch(i32::from(options.dependent_launch)) };
+        unsafe { sys::orcd_set_dependent_launch(i32::from(options.dependent_launch)) };
         // SAFETY: takes and gives numbers.
-        let attn_blocks = unsafe { cuda_sys::sys::orcd_attention_decode_blocks(widths.d_head_pad as u32) };
+        let attn_blocks = unsafe { sys::orcd_attention_decode_blocks(widths.d_head_pad as u32) };
         // SAFETY: takes and gives numbers.
         let rows_per_tile =
-            unsafe { cuda_sys::sys::orcd_attention_prefill_tile_rows(spec.n_heads as u32, spec.n_kv_heads as u32) }
-                as usize;
+            unsafe { sys::orcd_attention_prefill_tile_rows(spec.n_heads as u32, spec.n_kv_heads as u32) } as usize;
         let max_table = options.max_seqs * n_ctx.div_ceil(BLOCK_TOKENS);
         let layout = Layout::new(options.max_batch_tokens, options.max_seqs, n_slots, max_table);
         let layer_len = n_blocks * spec.n_kv_heads * BLOCK_TOKENS * widths.d_head_pad;
@@ -267,7 +273,7 @@ impl CudaExecutor {
             max_batch_tokens: options.max_batch_tokens,
             max_seqs: options.max_seqs,
             roles_bit_equal: false,
-            samples: false,
+            samples: spec.n_vocab <= sys::ORCD_SAMPLE_MAX_VOCAB as usize,
         };
         let mut forward = Forward {
             buffers: Buffers::new(&device, &widths, &sizes)?,
@@ -300,6 +306,8 @@ impl CudaExecutor {
             step: Step::default(),
             numbers: device.alloc_pinned(forward.layout.len())?,
             logits: Vec::new(),
+            chosen: device.alloc_pinned((options.max_seqs + n_slots) * CHOICE_WORDS)?,
+            choices: Vec::with_capacity(options.max_seqs),
             forward,
             stream,
             device,
@@ -324,6 +332,7 @@ impl CudaExecutor {
     pub fn forward_probed(&mut self, batch: &Batch, probe: &mut dyn Probe) -> Result<&[f32], ExecutorError> {
         self.validate(batch)?;
         self.upload(batch, |n| n).map_err(executor_error)?;
+        self.step.chooses = false;
         let rows = self.step.n_prompt.max(self.step.n_slots).max(1);
         let mut tap = Some(
             Tap::new(&self.forward.spec, &self.forward.widths, rows, &self.stream, probe).map_err(executor_error)?,
@@ -348,9 +357,14 @@ impl CudaExecutor {
 
     fn validate(&self, batch: &Batch) -> Result<(), ExecutorError> {
         validate(batch, &self.info)?;
+        let invalid = |what: String| Err(ExecutorError::InvalidBatch(what));
         let (got, most) = (batch.block_table.len(), self.forward.layout.block_table().len());
         if got > most {
-            return Err(ExecutorError::InvalidBatch(format!("{got} blocks in the table, the most is {most}")));
+            return invalid(format!("{got} blocks in the table, the most is {most}"));
+        }
+        let (got, most) = (batch.history.len(), self.forward.buffers.history.len());
+        if got > most {
+            return invalid(format!("{got} tokens in the history, the most is {most}"));
         }
         Ok(())
     }
@@ -360,6 +374,9 @@ impl CudaExecutor {
         self.device.bind_to_this_thread()?;
         let Self { forward, step, numbers, stream, rows_per_tile, .. } = self;
         step::lay_out(batch, &forward.layout, bucket, *rows_per_tile, numbers.as_mut_slice(), step);
+        if !batch.history.is_empty() {
+            forward.buffers.history.slice_mut(..batch.history.len()).copy_from_host(&batch.history, stream)?;
+        }
         let used = step.used.clone();
         let mut target = forward.inputs.slice_mut(used.clone());
         // SAFETY: `numbers` is next written by the next step, which begins after this one's results have been waited for.
@@ -376,15 +393,40 @@ impl CudaExecutor {
         if n_slots == 0 {
             return Ok(());
         }
+        let chooses = step.chooses;
         if !use_graphs {
-            return forward.generated(n_slots, stream, tap);
+            return forward.generated(n_slots, chooses, stream, tap);
         }
-        if !graphs.contains_key(&n_slots) {
-            let graph = stream.capture(|stream| forward.generated(n_slots, stream, &mut None))?;
-            graphs.insert(n_slots, graph.instantiate()?);
+        let key = (n_slots, chooses);
+        if !graphs.contains_key(&key) {
+            let graph = stream.capture(|stream| forward.generated(n_slots, chooses, stream, &mut None))?;
+            graphs.insert(key, graph.instantiate()?);
         }
         // SAFETY: the recorded calls point into `forward`, which lives as long as the graphs, and nothing else is running.
-        unsafe { graphs[&n_slots].launch(stream) }
+        unsafe { graphs[&key].launch(stream) }
+    }
+
+    /// Waits for the step and gathers what was chosen, in the batch's order.
+    fn read_choices(&mut self, batch: &Batch) -> Result<(), cuda_sys::CudaError> {
+        let Self { forward, step, chosen, choices, stream, .. } = self;
+        let buffers = &forward.buffers;
+        let n_prompt = step.n_prompt_samples * CHOICE_WORDS;
+        let n = n_prompt + step.n_generated * CHOICE_WORDS;
+        // SAFETY: `chosen` is read below, after the stream has been waited for, and is not written meanwhile.
+        unsafe {
+            buffers.prompt_choices.slice(..n_prompt).copy_to_pinned_async(chosen, 0..n_prompt, stream)?;
+            buffers.choices.slice(..n - n_prompt).copy_to_pinned_async(chosen, n_prompt..n, stream)?;
+        }
+        stream.synchronize()?;
+        choices.clear();
+        choices.extend(step.samples.iter().zip(&batch.samples).map(|(sample, spec)| {
+            let start = match *sample {
+                Ok(row) => n_prompt + row * CHOICE_WORDS,
+                Err(row) => row * CHOICE_WORDS,
+            };
+            choice(&chosen.as_slice()[start..], spec.n_logprobs.is_some())
+        }));
+        Ok(())
     }
 
     /// Waits for the step and gathers the logits of the batch's sampled rows, in its order.
@@ -403,6 +445,22 @@ impl CudaExecutor {
     }
 }
 
+/// What `words` say was chosen.
+fn choice(words: &[u32], wants_logprobs: bool) -> Choice {
+    let [id, status, maximum, logprob, n_top, ref top @ ..] = words[..CHOICE_WORDS] else {
+        unreachable!("a choice has {CHOICE_WORDS} words")
+    };
+    if status != 0 {
+        return Choice { id: Err(RowFault { maximum: f32::from_bits(maximum) }), logprobs: None };
+    }
+    let (ids, logprobs) = top.split_at(MAX_LOGPROBS);
+    let top = ids.iter().zip(logprobs).take(n_top as usize);
+    let top = top.map(|(&id, &logprob)| Logprob { id, logprob: f32::from_bits(logprob) });
+    let logprobs =
+        wants_logprobs.then(|| TokenLogprobs { logprob: f32::from_bits(logprob), top: top.collect::<Vec<_>>() });
+    Choice { id: Ok(id), logprobs }
+}
+
 impl Executor for CudaExecutor {
     fn info(&self) -> &ExecutorInfo {
         &self.info
@@ -414,11 +472,13 @@ impl Executor for CudaExecutor {
 
     fn forward(&mut self, batch: &Batch) -> Result<StepOutput<'_>, ExecutorError> {
         self.validate(batch)?;
-        self.upload(batch, bucket)
+        let uploaded = self.upload(batch, bucket);
+        self.step.chooses &= self.info.samples;
+        uploaded
             .and_then(|()| self.launch(self.use_graphs, &mut None))
-            .and_then(|()| self.read_logits())
+            .and_then(|()| if self.step.chooses { self.read_choices(batch) } else { self.read_logits() })
             .map_err(executor_error)?;
-        Ok(StepOutput::Logits(&self.logits))
+        Ok(if self.step.chooses { StepOutput::Chosen(&self.choices) } else { StepOutput::Logits(&self.logits) })
     }
 }
 

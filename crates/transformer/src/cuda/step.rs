@@ -5,10 +5,15 @@
 
 use std::ops::Range;
 
-use crate::{Batch, Role};
+use cuda_sys::sys;
+
+use crate::{Batch, Role, SampleSpec};
 
 /// Says that a row only pads the batch to the size that a graph was recorded for.
 pub(super) const PADDING: u32 = u32::MAX;
+
+/// Numbers of 32 bits in an `orcd_sample_params`.
+pub(super) const SAMPLE_WORDS: usize = size_of::<sys::orcd_sample_params>() / 4;
 
 /// Where everything lies, in numbers of 32 bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,54 +33,78 @@ impl Layout {
 
     fn part(&self, i: usize) -> Range<usize> {
         let (rows, slots) = (self.max_rows, self.n_slots);
-        let sizes = [rows, rows, rows, 2 * rows, self.max_samples, slots, slots, slots, self.max_table];
-        let start = sizes[..i].iter().sum();
+        let samples = self.max_samples;
+        let sizes = [
+            SAMPLE_WORDS * samples,
+            rows,
+            rows,
+            rows,
+            2 * rows,
+            samples,
+            SAMPLE_WORDS * slots,
+            slots,
+            slots,
+            slots,
+            self.max_table,
+        ];
+        // Every part begins where a number of 64 bits may.
+        let start = sizes[..i].iter().map(|size| size.next_multiple_of(2)).sum();
         start..start + sizes[i]
+    }
+
+    /// How sampled prompt rows are sampled. `[max_samples, SAMPLE_WORDS]`
+    pub(super) fn prompt_params(&self) -> Range<usize> {
+        self.part(0)
     }
 
     /// Prompt rows' tokens. `[max_rows]`
     pub(super) fn prompt_tokens(&self) -> Range<usize> {
-        self.part(0)
+        self.part(1)
     }
 
     /// Their absolute positions. `[max_rows]`
     pub(super) fn prompt_positions(&self) -> Range<usize> {
-        self.part(1)
+        self.part(2)
     }
 
     /// Where each one's sequence begins in the block table. `[max_rows]`
     pub(super) fn prompt_tables(&self) -> Range<usize> {
-        self.part(2)
+        self.part(3)
     }
 
     /// Attention's tiles: first row, number of rows. `[max_rows, 2]`
     pub(super) fn prompt_tiles(&self) -> Range<usize> {
-        self.part(3)
+        self.part(4)
     }
 
     /// The prompt rows whose logits are wanted. `[max_samples]`
     pub(super) fn prompt_samples(&self) -> Range<usize> {
-        self.part(4)
+        self.part(5)
+    }
+
+    /// How generated rows are sampled. `[n_slots, SAMPLE_WORDS]`
+    pub(super) fn params(&self) -> Range<usize> {
+        self.part(6)
     }
 
     /// Generated rows' tokens. `[n_slots]`
     pub(super) fn tokens(&self) -> Range<usize> {
-        self.part(5)
+        self.part(7)
     }
 
     /// Their absolute positions. `[n_slots]`
     pub(super) fn positions(&self) -> Range<usize> {
-        self.part(6)
+        self.part(8)
     }
 
     /// Where each one's sequence begins in the block table. `[n_slots]`
     pub(super) fn tables(&self) -> Range<usize> {
-        self.part(7)
+        self.part(9)
     }
 
     /// Blocks of all sequences. `[max_table]`
     pub(super) fn block_table(&self) -> Range<usize> {
-        self.part(8)
+        self.part(10)
     }
 
     /// Numbers in all.
@@ -97,6 +126,8 @@ pub(super) struct Step {
     pub(super) n_tiles: usize,
     /// Prompt rows to be sampled.
     pub(super) n_prompt_samples: usize,
+    /// Whether tokens are to be chosen, and not logits given.
+    pub(super) chooses: bool,
     /// For each of the batch's sampled rows, where it is found: generated row (`Ok`), or sampled prompt row (`Err`).
     pub(super) samples: Vec<Result<usize, usize>>,
     /// What of the numbers has to be copied.
@@ -113,6 +144,11 @@ pub(super) fn lay_out(
     step: &mut Step,
 ) {
     step.samples.clear();
+    step.chooses = !batch.samples.is_empty();
+    // Rows that nobody asks about, those that pad the batch among them, are not sampled.
+    for params in numbers[layout.params()].chunks_exact_mut(SAMPLE_WORDS) {
+        params[0] = (-1f32).to_bits();
+    }
     (step.n_generated, step.n_prompt, step.n_tiles, step.n_prompt_samples) = (0, 0, 0, 0);
     let table = layout.block_table();
     for (to, block) in numbers[table.clone()].iter_mut().zip(&batch.block_table) {
@@ -132,8 +168,14 @@ pub(super) fn lay_out(
                 numbers[part][*n] = value;
             }
             if is_sampled && segment.role == Role::Generated {
+                if let Some(spec) = batch.samples.get(step.samples.len()) {
+                    write_params(spec, &mut numbers[layout.params()][*n * SAMPLE_WORDS..]);
+                }
                 step.samples.push(Ok(*n));
             } else if is_sampled {
+                if let Some(spec) = batch.samples.get(step.samples.len()) {
+                    write_params(spec, &mut numbers[layout.prompt_params()][step.n_prompt_samples * SAMPLE_WORDS..]);
+                }
                 numbers[layout.prompt_samples()][step.n_prompt_samples] = *n as u32;
                 step.samples.push(Err(step.n_prompt_samples));
                 step.n_prompt_samples += 1;
@@ -152,9 +194,47 @@ pub(super) fn lay_out(
         numbers[part][step.n_generated..step.n_slots].fill(value);
     }
     // Without prompt rows their part stays behind.
-    let start = if step.n_prompt > 0 { 0 } else { layout.tokens().start };
+    let start = if step.n_prompt > 0 { 0 } else { layout.params().start };
     step.used = start..table.start + batch.block_table.len();
 }
+
+/// A sample's settings as an `orcd_sample_params`, word by word.
+fn write_params(spec: &SampleSpec, words: &mut [u32]) {
+    let halves = |x: u64| [x as u32, (x >> 32) as u32];
+    let [seed_low, seed_high] = halves(spec.seed);
+    let [position_low, position_high] = halves(spec.position);
+    let sampling = &spec.sampling;
+    let params: [u32; SAMPLE_WORDS] = [
+        sampling.temperature.to_bits(),
+        sampling.repetition_penalty.to_bits(),
+        sampling.top_k,
+        sampling.top_p.to_bits(),
+        sampling.min_p.to_bits(),
+        spec.n_logprobs.map_or(sys::ORCD_SAMPLE_NO_LOGPROBS, |n| n as u32),
+        seed_low,
+        seed_high,
+        position_low,
+        position_high,
+        spec.history.start as u32,
+        spec.history.len() as u32,
+    ];
+    words[..SAMPLE_WORDS].copy_from_slice(&params);
+}
+
+// The order above is that of the structure's fields.
+const _: () = {
+    use std::mem::offset_of;
+    assert!(offset_of!(sys::orcd_sample_params, temperature) == 0);
+    assert!(offset_of!(sys::orcd_sample_params, repetition_penalty) == 4);
+    assert!(offset_of!(sys::orcd_sample_params, top_k) == 8);
+    assert!(offset_of!(sys::orcd_sample_params, top_p) == 12);
+    assert!(offset_of!(sys::orcd_sample_params, min_p) == 16);
+    assert!(offset_of!(sys::orcd_sample_params, n_logprobs) == 20);
+    assert!(offset_of!(sys::orcd_sample_params, seed) == 24);
+    assert!(offset_of!(sys::orcd_sample_params, position) == 32);
+    assert!(offset_of!(sys::orcd_sample_params, history_start) == 40);
+    assert!(offset_of!(sys::orcd_sample_params, history_len) == 44);
+};
 
 /// Cuts a segment's rows into tiles, the last rows first: they see the longest context, and a device is busy to the end when
 /// the longest work begins first.
@@ -206,6 +286,6 @@ mod tests {
         let (mut numbers, mut step) = (vec![0; layout.len()], Step::default());
         lay_out(&batch, &layout, |n| n, 2, &mut numbers, &mut step);
         assert!(step.samples.is_empty());
-        assert_eq!(step.used, layout.tokens().start..layout.block_table().start + 2);
+        assert_eq!(step.used, layout.params().start..layout.block_table().start + 2);
     }
 }

@@ -137,6 +137,7 @@ impl<'a> Tap<'a> {
     }
 
     /// What a half of a layer adds to generated rows, its parts summed; and with `residual`, what that makes of it.
+    #[allow(clippy::too_many_arguments, reason = "a step, its place, and where its values are")]
     pub(super) fn partials(
         &mut self,
         step: Step,

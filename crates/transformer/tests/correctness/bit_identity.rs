@@ -167,6 +167,7 @@ fn alone_and_in_a_ragged_batch_of_8_give_the_same_bits() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     for_each(|case, target| {
+        #[allow(irrefutable_let_patterns, reason = "without the feature `cuda` there is no other target")]
         let Target::Cpu(isa, _) = target else { return };
         let sequences: Vec<Sequence> = (0..3).map(|i| Sequence::new(&tokens(case, i, 40 + i), 33)).collect();
         let want = drive(&mut executor(case.bytes(), threads(isa, 1)), &sequences);

@@ -4,7 +4,7 @@
 //! skipped, and fail when `WORKER_REQUIRE_GPU=1`.
 
 use transformer::cuda::{CudaExecutor, CudaOptions};
-use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ModelSpec, Role};
+use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ModelSpec, Role, Sampling, StepOutput};
 use weight_loader::ModelFile;
 
 use crate::case::Case;
@@ -107,4 +107,60 @@ fn a_model_that_does_not_fit_is_refused_with_both_figures() {
     let options = CudaOptions { kv_bytes: Some(1 << 44), ..options() };
     let error = CudaExecutor::load(spec, &file, &gguf, options, &mut |_, _| ()).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("needs ") && error.contains(" are free"), "{error}");
+}
+
+#[test]
+fn greedy_choices_and_log_probabilities_are_those_of_the_logits() {
+    if skipped("greedy_choices_and_log_probabilities_are_those_of_the_logits") {
+        return;
+    }
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    for case in Case::all() {
+        let file = file(&case);
+        let mut executor = executor(&file, options());
+        assert!(executor.info().samples);
+        let n_vocab = executor.info().n_vocab;
+        let tokens = &case.runs[0].tokens;
+        let mut batch = Batch::default();
+        // A prompt and three generated rows, of which one is penalized for its best token.
+        let push = |batch: &mut Batch, chooses: bool, history: &[u32]| {
+            batch.clear();
+            batch.push(Role::Prompt, &tokens[..17], 0, &[BlockId(0), BlockId(1)], true);
+            if chooses {
+                batch.sample_with(&greedy, 1, &[], Some(20));
+            }
+            for i in 2..5 {
+                batch.push(Role::Generated, &tokens[i..=i], 0, &[BlockId(i as u32)], true);
+                if chooses {
+                    let penalty = Sampling { repetition_penalty: 2.0, ..greedy.clone() };
+                    let sampling = if i == 3 { &penalty } else { &greedy };
+                    batch.sample_with(sampling, 1, if i == 3 { history } else { &[] }, (i == 4).then_some(3));
+                }
+            }
+        };
+        push(&mut batch, false, &[]);
+        let logits = executor.forward(&batch).unwrap().into_logits().to_vec();
+        let rows: Vec<&[f32]> = logits.chunks_exact(n_vocab).collect();
+        let best = |row: &[f32]| (0..n_vocab).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+        push(&mut batch, true, &[best(rows[2])]);
+        let StepOutput::Chosen(choices) = executor.forward(&batch).unwrap() else { panic!("logits") };
+        let mut penalized = rows[2].to_vec();
+        let logit = &mut penalized[best(rows[2]) as usize];
+        *logit = if *logit > 0.0 { *logit / 2.0 } else { *logit * 2.0 };
+        for (i, row) in [rows[0], rows[1], &penalized, rows[3]].into_iter().enumerate() {
+            assert_eq!(choices[i].id, Ok(best(row)), "{} row {i}", case.name);
+        }
+        assert!(choices[1].logprobs.is_none() && choices[2].logprobs.is_none());
+        for (i, n) in [(0, 20), (3, 3)] {
+            let row = rows[i];
+            let log_sum = row.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+            let logprobs = choices[i].logprobs.as_ref().unwrap();
+            assert_eq!(logprobs.top.len(), n.min(n_vocab));
+            assert_eq!(logprobs.top[0].id, best(row));
+            for top in &logprobs.top {
+                let want = f64::from(row[top.id as usize]) - log_sum;
+                assert!((f64::from(top.logprob) - want).abs() < 1e-5, "{} row {i}: {top:?}, {want}", case.name);
+            }
+        }
+    }
 }
