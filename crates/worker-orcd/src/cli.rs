@@ -150,7 +150,7 @@ pub(crate) struct DeviceArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Context and memory")]
 pub(crate) struct LimitArgs {
-    /// Requests that may generate at the same time [default: 8 on a CPU, 256 on a GPU].
+    /// Requests that may generate at the same time [default: 8 on a CPU, 256 on a GPU with room for them].
     #[arg(long, value_name = "N", env = "WORKER_ORCD_MAX_SEQS", hide_env_values = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_SEQS as i64))]
     pub(crate) max_seqs: Option<u32>,

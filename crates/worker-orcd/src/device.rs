@@ -39,15 +39,6 @@ impl Device {
         Ok(chosen.device)
     }
 
-    /// Requests that may generate at the same time, where nobody said.
-    pub(crate) fn default_max_seqs(&self) -> usize {
-        match self {
-            Self::Cpu { .. } => 8,
-            // Decoding so many costs a GPU hardly more than decoding one, and they share one pool of keys and values.
-            Self::Cuda(_) => 256,
-        }
-    }
-
     /// Rows that one step may have: prompts are read in chunks of this.
     ///
     /// A chunk is as long as others wait for their next token, and a cancelled prompt for its end. On a CPU longer ones

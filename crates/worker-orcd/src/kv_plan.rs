@@ -35,7 +35,7 @@ impl Room {
 
     /// A GPU's memory, of which nobody expects it to be left for others. 16 GiB of keys and values are enough for 256
     /// contexts of 5,000 tokens of a model of half a billion parameters, or of 500 tokens of one of eight billion.
-    #[cfg_attr(not(test), expect(dead_code, reason = "there is no build with CUDA yet"))]
+    #[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "a build without CUDA has no GPU"))]
     pub(crate) fn of_gpu(free_bytes: u64, reserved_bytes: u64) -> Self {
         Self {
             name: "GPU memory",

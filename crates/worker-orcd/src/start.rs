@@ -17,6 +17,9 @@ use crate::device::Device;
 use crate::kv_plan::{self, KvPlan, Pool, Room};
 use crate::{gpu, memory};
 
+/// Requests that may generate at the same time on a CPU where nobody said.
+const CPU_MAX_SEQS: usize = 8;
+
 /// What the executor is made with.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -48,7 +51,7 @@ pub(crate) struct Loaded {
     pub(crate) decoded_bytes: u64,
     /// The type that most bytes of its weights are stored in, such as `F16`.
     pub(crate) quant_kind: &'static str,
-    /// From the first byte of weights that was asked for until all were where the device computes from them.
+    /// How long it took, once the device was there, until all weights were where it computes from them.
     pub(crate) weights_took: Duration,
     /// From the opened file to the end of the first step.
     pub(crate) took: Duration,
@@ -77,77 +80,51 @@ pub(crate) struct Model<'a> {
 /// What a device makes of a model.
 pub(crate) struct Made {
     pub(crate) executor: Box<dyn Executor>,
+    /// See [`Loaded`].
     pub(crate) weights: Option<Weights>,
+    /// See [`Loaded`].
+    pub(crate) weights_took: Duration,
 }
 
-/// Takes note of when loading begins and ends.
-pub(crate) struct Watched<'p> {
-    progress: &'p mut (dyn FnMut(u64, u64) + Send),
-    began: Option<Instant>,
-    ended: Option<Instant>,
-}
-
-impl Watched<'_> {
-    /// Bytes are asked for from now on. The first call of [`Self::set`] says so too.
-    fn begin(&mut self) {
-        self.began.get_or_insert_with(Instant::now);
-    }
-
-    /// `done` of `total` bytes are there.
-    pub(crate) fn set(&mut self, done: u64, total: u64) {
-        self.begin();
-        if done == total {
-            self.ended.get_or_insert_with(Instant::now);
-        }
-        (self.progress)(done, total);
-    }
-
-    fn took(&self) -> Duration {
-        match (self.began, self.ended) {
-            (Some(began), Some(ended)) => ended - began,
-            _ => Duration::ZERO,
-        }
-    }
-}
+/// Is told how many bytes of how many are there.
+pub(crate) type OnProgress<'p> = dyn FnMut(u64, u64) + Send + 'p;
 
 /// Chooses the device and loads the model in `file` into it, telling `progress` how many bytes of how many are there, and
 /// runs it once.
 ///
 /// # Errors
 /// One that says what, where, what was needed and what was there.
-pub(crate) fn load(
-    file: &ModelFile,
-    options: &Options,
-    progress: &mut (dyn FnMut(u64, u64) + Send),
-) -> anyhow::Result<Loaded> {
+pub(crate) fn load(file: &ModelFile, options: &Options, progress: &mut OnProgress<'_>) -> anyhow::Result<Loaded> {
     let began = Instant::now();
     let gguf = file.gguf()?;
     let in_file = || format!("model {:?}", file.name());
     let spec = ModelSpec::from_gguf(&gguf).with_context(in_file)?;
     weight_loader::check(file, &gguf, &spec.tensors())?;
-    let mut watched = Watched { progress, began: None, ended: None };
     let (vocabulary, made) = std::thread::scope(|scope| {
         // A large vocabulary takes tens of milliseconds to index: time in which the device wakes and the weights come in.
         let vocabulary = scope.spawn(|| Tokenizer::from_gguf(&gguf).context("its vocabulary cannot be used"));
         let made = Device::choose(&options.device).and_then(|device| {
-            let made = make(Model { file, gguf: &gguf, spec: &spec }, &device, options, &mut watched)?;
+            let made = make(Model { file, gguf: &gguf, spec: &spec }, &device, options, progress)?;
             Ok((device, made))
         });
         (vocabulary.join().expect("reading a vocabulary does not panic"), made)
     });
-    let (device, Made { mut executor, weights }) = made?;
+    let (device, Made { mut executor, weights, weights_took }) = made?;
     let tokenizer = vocabulary.with_context(in_file)?;
     let executor_at = began.elapsed();
     warm_up(executor.as_mut()).with_context(in_file)?;
-    let (weights_took, took) = (watched.took(), began.elapsed());
+    let took = began.elapsed();
     tracing::debug!("weights took {weights_took:.1?}; executor after {executor_at:.1?}, first step after {took:.1?}");
     let (quant_kind, decoded_bytes) = (quant_kind(&gguf), decoded_bytes(&gguf));
     let tokenizer = Arc::new(tokenizer);
     Ok(Loaded { executor, device, spec, tokenizer, weights, decoded_bytes, quant_kind, weights_took, took })
 }
 
-fn make(model: Model<'_>, device: &Device, options: &Options, progress: &mut Watched<'_>) -> anyhow::Result<Made> {
-    let max_seqs = options.max_seqs.unwrap_or(device.default_max_seqs());
+fn make(model: Model<'_>, device: &Device, options: &Options, progress: &mut OnProgress<'_>) -> anyhow::Result<Made> {
+    let max_seqs = options.max_seqs.unwrap_or_else(|| match device {
+        Device::Cpu { .. } => CPU_MAX_SEQS,
+        Device::Cuda(gpu) => gpu::default_max_seqs(model, gpu, options.ctx_size),
+    });
     // Each sequence must be able to have its row in every step.
     let max_batch_tokens = device.max_batch_tokens().max(max_seqs);
     match device {
@@ -161,14 +138,15 @@ fn make_cpu(
     threads: usize,
     (max_seqs, max_batch_tokens): (usize, usize),
     options: &Options,
-    progress: &mut Watched<'_>,
+    progress: &mut OnProgress<'_>,
 ) -> anyhow::Result<Made> {
     let Model { file, gguf, spec } = model;
     let bytes_per_token = spec.kv_bytes_per_token(options.kv_type.n_bytes());
     let plan = plan(model, bytes_per_token, max_seqs, options, Room::of_machine())?;
-    progress.begin();
-    let mut on_progress = |p: weight_loader::Progress<'_>| progress.set(p.done_bytes, p.total_bytes);
+    let began = Instant::now();
+    let mut on_progress = |p: weight_loader::Progress<'_>| progress(p.done_bytes, p.total_bytes);
     let weights = weight_loader::load(file, gguf, &spec.tensors(), &mut on_progress)?;
+    let weights_took = began.elapsed();
     let options = CpuOptions {
         n_threads: threads,
         n_ctx: Some(plan.n_ctx),
@@ -180,10 +158,11 @@ fn make_cpu(
     };
     let executor =
         CpuExecutor::new(spec.clone(), weights.clone(), options).with_context(|| format!("model {:?}", file.name()))?;
-    Ok(Made { executor: Box::new(executor), weights: Some(weights) })
+    Ok(Made { executor: Box::new(executor), weights: Some(weights), weights_took })
 }
 
-fn weight_bytes(gguf: &Gguf<'_>) -> u64 {
+/// Bytes of all tensors in the file.
+pub(crate) fn weight_bytes(gguf: &Gguf<'_>) -> u64 {
     gguf.tensors.iter().map(|t| t.n_bytes).sum()
 }
 

@@ -69,6 +69,21 @@ fn models_that_cannot_be_served() {
     insta::assert_snapshot!("models_that_cannot_be_served", errors);
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_that_this_machine_does_not_have() {
+    // Whatever the machine has: no driver, no GPU, or fewer than a hundred.
+    for args in [&["--port", "0"][..], &["generate", "x"], &["bench"]] {
+        let error = error_of(&run(&[args, &["--gpu-device", "99"]].concat()));
+        assert!(error.starts_with("error: --gpu-device 99: "), "{error}");
+        assert!(error.contains("GPU") || error.contains("NVIDIA driver"), "{error}");
+        assert!(error.ends_with("; leave it out to run on the CPU"), "{error}");
+    }
+    let error = error_of(&run(&["--port", "0", "--device", "cpu", "--gpu-device", "1"]));
+    assert_eq!(error, "error: --device cpu and --gpu-device 1 contradict each other: leave one out");
+}
+
+#[cfg(not(feature = "cuda"))]
 #[test]
 fn a_device_that_this_build_does_not_have() {
     for (args, expected) in [
