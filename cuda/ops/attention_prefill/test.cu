@@ -160,6 +160,7 @@ TEST(attention_prefill_gives_a_row_the_same_bits_whole_and_in_chunks) {
     for (const Heads &heads : {Heads{14, 2, 64, 64}, Heads{3, 3, 20, 32}, Heads{8, 1, 80, 128}, Heads{2, 1, 256, 256}}) {
         const Prompts prompts(heads, {{0, 330}, {40, 60}}, 3.0f, random);
         const std::vector<float> whole = prompts.run(prompts.most_rows());
+        prompts.check(whole);
         CHECK(same_bits(prompts.run(prompts.most_rows()), whole), "a second run has other bits");
         for (const auto &chunk : {std::make_pair(0u, 1u), {0u, 64u}, {63u, 65u}, {64u, 65u}, {100u, 329u}, {329u, 330u}, {331u, 390u}})
             CHECK(same_bits(prompts.run_chunk(chunk.first, chunk.second), prompts.rows_of(whole, chunk.first, chunk.second)),
