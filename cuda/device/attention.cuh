@@ -1,7 +1,8 @@
-// What both attention kernels share: where keys, values and queries lie in shared memory, and how scores become weights.
+// What both attention kernels share: where keys, values and queries lie in shared memory, and how scores become
+// weights.
 //
-// A tile holds 16 or more tokens (or queries) of D halves, in chunks of 16 bytes. Chunks are swizzled, so that the eight
-// rows of an 8x8 matrix, a column of chunks, lie in different banks.
+// A tile holds 16 or more tokens (or queries) of D halves, in chunks of 16 bytes. Chunks are swizzled, so that the
+// eight rows of an 8x8 matrix, a column of chunks, lie in different banks.
 #pragma once
 
 #include "mma.cuh"
@@ -34,7 +35,8 @@ template <int D> __host__ __device__ constexpr uint32_t swizzled(uint32_t row, u
 // [token, d]: r[0], r[1] are b of the first eight columns of d, r[2], r[3] of the next.
 __host__ __device__ constexpr uint32_t row_of_lane(uint32_t lane) { return lane % 16; }
 __host__ __device__ constexpr uint32_t chunk_of_lane(uint32_t lane) { return lane / 16; }
-// For `b` of two times eight tokens from keys [token, d]: r[0], r[1] are b of the first eight tokens, r[2], r[3] of the next.
+// For `b` of two times eight tokens from keys [token, d]: r[0], r[1] are b of the first eight tokens, r[2], r[3] of the
+// next.
 __host__ __device__ constexpr uint32_t key_row_of_lane(uint32_t lane) { return lane % 8 + lane / 16 * 8; }
 __host__ __device__ constexpr uint32_t key_chunk_of_lane(uint32_t lane) { return lane / 8 % 2; }
 
@@ -71,7 +73,8 @@ __device__ __forceinline__ void split_query(float2 q, __half2 &high, __half2 &lo
 
 // Two queries' values, columns 2 pair and 2 pair + 1, to their place in both tiles.
 template <int D>
-__device__ __forceinline__ void store_query(__half *high_tile, __half *low_tile, uint32_t row, uint32_t pair, float2 q) {
+__device__ __forceinline__ void store_query(__half *high_tile, __half *low_tile, uint32_t row, uint32_t pair,
+                                            float2 q) {
     __half2 high, low;
     split_query(q, high, low);
     const uint32_t at = swizzled<D>(row, pair / 4) + pair % 4 * 2;

@@ -1,18 +1,20 @@
-// attention_decode: out[row, h] = sum_t softmax_t(q[row, h] . k[t, h / group] / sqrt(d_head)) v[t, h / group], t = 0..=position.
+// attention_decode: out[row, h] = sum_t softmax_t(q[row, h] . k[t, h / group] / sqrt(d_head)) v[t, h / group],
+//     over t = 0..=position.
 //
-// Shapes:   q [n_tokens, n_heads, d_head] f32; keys and values [block, n_kv_heads, 16, d_head_pad] f16, by the block table;
-//           out [n_tokens, out_pitch] f16.
+// Shapes:   q [n_tokens, n_heads, d_head] f32; keys and values [block, n_kv_heads, 16, d_head_pad] f16, by the block
+//           table; out [n_tokens, out_pitch] f16.
 // Aliasing: none.
 // Mapping:  flash-decoding with GQA packing. A work item is (row, split of 256 positions, up to 16 query heads of a KV
 //           head), which fill one m16n8k16 tile; blocks take items in turn, so a captured launch serves any context. A
-//           warp takes every kWarps-th tile of 16 tokens, one block of the pool, with its own ring of asynchronous copies;
-//           the warps' sums meet in shared memory. Where a row has several splits, the block that ends last adds them up.
+//           warp takes every kWarps-th tile of 16 tokens, one block of the pool, with its own ring of asynchronous
+//           copies; the warps' sums meet in shared memory. Where a row has several splits, the block that ends last
+//           adds them up.
 // Requires: d_head even; d_head_pad 16, 32, 64, 128 or 256; at most 256 rows. Checked by the launcher.
 // Cost:     each key and value once for up to 16 query heads: bandwidth bound; 64 KB in flight a block. Scratch is
 //           4 (d_head_pad + 2) bytes a head and split: 1/35 of the keys and values for 7 query heads of 64.
-// Numerics: scores in F32 from queries of 22 bits and keys in F16; weights rounded to F16 of which the rounded are summed;
-//           F32 sums. The order is given by the row's position and the model's shape: tiles of a warp ascending, warps
-//           ascending, splits in `parts` interleaved runs ascending, parts ascending.
+// Numerics: scores in F32 from queries of 22 bits and keys in F16; weights rounded to F16, the rounded ones
+//           summed in F32. The order is given by the row's position and the model's shape: tiles of a warp
+//           ascending, warps ascending, then splits in interleaved runs ascending, runs ascending.
 // Source:   Dao et al. 2023, "Flash-Decoding"; Milakov & Gimelshein 2018 (online softmax).
 #include "attention.cuh"
 #include "dependency.cuh"
@@ -28,7 +30,8 @@ constexpr uint32_t kSplitTokens = ORCD_ATTENTION_SPLIT_TOKENS;
 constexpr uint32_t kMaxRows = ORCD_ATTENTION_DECODE_MAX_TOKENS;
 constexpr uint32_t kHeadsAnItem = 16;
 
-// What a block has for heads of D columns. Shared memory stays below the 99 KB of small GPUs, two blocks an SM on large ones.
+// What a block has for heads of D columns. Shared memory stays below the 99 KB of small GPUs, two blocks an SM on large
+// ones.
 template <int D> struct Shape {
     static constexpr int kWarps = D == 256 ? 4 : 8;
     static constexpr int kThreads = kWarps * 32;
@@ -41,12 +44,16 @@ template <int D> struct Shape {
 };
 
 struct Item {
-    uint32_t row, position, n_splits, split, head_tile, table_start;
+    uint32_t row, position, table_start;
+    uint32_t head_tile, kv_head, first_head, n_heads;
+    uint32_t split, n_splits;
 };
 
-// Finds work item `item` of the batch, the same for all lanes; false beyond the last. The rows are shared out over a warp's
-// lanes, so each warp finds its items without a barrier, and keeps no register for it in between.
-__device__ __forceinline__ bool find_item(const orcd_attention_decode_args &a, uint32_t n_head_tiles, uint32_t item, Item &found) {
+// Finds work item `item` of the batch, the same for all lanes; false beyond the last. The rows are shared out over a
+// warp's lanes, so each warp finds its items without a barrier, and keeps no register for it in between.
+__device__ __forceinline__ bool find_item(const orcd_attention_decode_args &a, uint32_t item, Item &found) {
+    const uint32_t group = a.n_heads / a.n_kv_heads, tiles_a_group = div_ceil(group, kHeadsAnItem);
+    const uint32_t n_head_tiles = a.n_kv_heads * tiles_a_group;
     constexpr int kMost = kMaxRows / 32;
     const uint32_t lane = threadIdx.x % 32, n_a_lane = div_ceil(a.n_tokens, 32);
     auto splits = [](uint32_t position) { return position == kPaddingRow ? 0 : position / kSplitTokens + 1; };
@@ -87,265 +94,308 @@ __device__ __forceinline__ bool find_item(const orcd_attention_decode_args &a, u
     found.n_splits = splits(found.position);
     found.head_tile = local / found.n_splits;
     found.split = local % found.n_splits;
+    found.kv_head = found.head_tile / tiles_a_group;
+    const uint32_t head_of_group = found.head_tile % tiles_a_group * kHeadsAnItem;
+    found.first_head = found.kv_head * group + head_of_group;
+    found.n_heads = min(group - head_of_group, kHeadsAnItem);
     return true;
 }
 
-// A part of a row's attention: for each head the softmax offset and sum, and the weighted values, not yet divided.
-// Splits lie in scratch as [heads] (offset, sum), then [heads, D].
-__host__ __device__ constexpr uint32_t partial_floats(uint32_t n_heads, uint32_t d) { return (2 * n_heads + 3) / 4 * 4 + n_heads * d; }
+// A split's attention in scratch: for each head the softmax's offset and sum, padded to 16 bytes; then the weighted
+// values [heads, D], not divided yet.
+__host__ __device__ constexpr uint32_t stats_floats(uint32_t n_heads) { return (2 * n_heads + 3) / 4 * 4; }
+__host__ __device__ constexpr uint32_t partial_floats(uint32_t n_heads, uint32_t d) {
+    return stats_floats(n_heads) + n_heads * d;
+}
 
-// Where column `c` of head `h` lies among a warp's sums: turned, so that a fragment's rows go to different banks.
-template <int D> __device__ __forceinline__ uint32_t sum_at(uint32_t h, uint32_t c) {
-    return h * D + (c ^ (D >= 32 ? h % 4 * 8 : h / 2 % 2 * 8));
+// A block's shared memory. First the warps' rings and the queries; when the rings are done, parts of the result, one
+// for each warp or run of splits, lie where the rings were.
+template <int D> struct Shared {
+    using S = Shape<D>;
+    unsigned char *base;
+
+    // [in flight, keys and values, 16, D]
+    __device__ __forceinline__ __half *ring(uint32_t warp) const {
+        return reinterpret_cast<__half *>(base) + warp * S::kRingHalves;
+    }
+    // [16, D] each: what a half holds of the queries, and what it left over.
+    __device__ __forceinline__ __half *q_high() const { return ring(S::kWarps); }
+    __device__ __forceinline__ __half *q_low() const { return q_high() + S::kTileHalves; }
+    // (offset, sum) of a part's head.
+    __device__ __forceinline__ float2 &stat(uint32_t part, uint32_t h) const {
+        return reinterpret_cast<float2 *>(q_low() + S::kTileHalves)[part * kHeadsAnItem + h];
+    }
+    // The weighted values of a part's head, from column `c` to the next multiple of 8: turned, so that the rows of a
+    // fragment go to different banks.
+    __device__ __forceinline__ float *values(uint32_t part, uint32_t h, uint32_t c) const {
+        return reinterpret_cast<float *>(ring(part)) + h * D + (c ^ (D >= 32 ? h % 4 * 8 : h / 2 % 2 * 8));
+    }
+};
+
+// Weighted values of which the weights are relative to 2^offset.
+struct Weighted {
+    float offset = -INFINITY, sum = 0;
+    float4 values = make_float4(0, 0, 0, 0);
+
+    // Raises the offset: what is there already counts for less.
+    __device__ __forceinline__ void raise(float to) {
+        const float factor = exp2f(offset - to);
+        offset = to;
+        sum *= factor;
+        values = make_float4(values.x * factor, values.y * factor, values.z * factor, values.w * factor);
+    }
+    // Adds a part whose offset is not above this one's.
+    __device__ __forceinline__ void add(float2 stat, float4 part) {
+        const float factor = exp2f(stat.x - offset);
+        sum = fmaf(stat.y, factor, sum);
+        values = make_float4(fmaf(part.x, factor, values.x), fmaf(part.y, factor, values.y),
+                             fmaf(part.z, factor, values.z), fmaf(part.w, factor, values.w));
+    }
+};
+
+// Adds up the first `n_parts` parts in order: write(head, column, four columns' result).
+template <int D, class Write>
+__device__ __forceinline__ void merge_parts(const Shared<D> &shared, uint32_t n_heads, uint32_t n_parts, Write write) {
+    for (uint32_t i = threadIdx.x; i < n_heads * (D / 4); i += Shape<D>::kThreads) {
+        const uint32_t h = i / (D / 4), c = i % (D / 4) * 4;
+        Weighted result;
+        for (uint32_t p = 0; p < n_parts; p++) result.offset = fmaxf(result.offset, shared.stat(p, h).x);
+        for (uint32_t p = 0; p < n_parts; p++)
+            result.add(shared.stat(p, h), *reinterpret_cast<const float4 *>(shared.values(p, h, c)));
+        write(h, c, result);
+    }
+}
+
+// Adds up a row's splits from scratch, to as many parts as there are threads for; returns how many. Part p takes the
+// splits p, p + n, ..., many of them in flight: the way to L2 and back is what this costs.
+template <int D>
+__device__ __forceinline__ uint32_t gather_splits(const Shared<D> &shared, const Item &at, const float *first,
+                                                  uint32_t pitch, uint32_t n_stats) {
+    using S = Shape<D>;
+    constexpr int kLoads = 16;
+    const uint32_t n_quads = at.n_heads * (D / 4);
+    const uint32_t n_parts = min(min((uint32_t)S::kWarps, max(1u, S::kThreads / n_quads)), at.n_splits);
+    for (uint32_t i = threadIdx.x; i < n_quads * n_parts; i += S::kThreads) {
+        const uint32_t part = i / n_quads, h = i % n_quads / (D / 4), c = i % (D / 4) * 4;
+        Weighted result;
+        for (uint32_t begin = part; begin < at.n_splits; begin += n_parts * kLoads) {
+            float2 stats[kLoads];
+            float4 values[kLoads];
+            float largest = result.offset;
+#pragma unroll
+            for (int u = 0; u < kLoads; u++) {
+                const uint32_t split = begin + u * n_parts;
+                stats[u] = make_float2(-INFINITY, 0);
+                values[u] = make_float4(0, 0, 0, 0);
+                if (split < at.n_splits) {
+                    const float *from = first + (size_t)split * pitch;
+                    stats[u] = load_written_8(from + 2 * h);
+                    values[u] = load_written_16(from + n_stats + h * D + c);
+                }
+            }
+#pragma unroll
+            for (int u = 0; u < kLoads; u++) largest = fmaxf(largest, stats[u].x);
+            result.raise(largest);
+#pragma unroll
+            for (int u = 0; u < kLoads; u++) result.add(stats[u], values[u]);
+        }
+        if (c == 0) shared.stat(part, h) = make_float2(result.offset, result.sum);
+        *reinterpret_cast<float4 *>(shared.values(part, h, c)) = result.values;
+    }
+    return n_parts;
+}
+
+// The attention of one item's heads over its split, as one part for each warp that has a tile; returns how many.
+template <int D>
+__device__ __forceinline__ uint32_t attend_split(const orcd_attention_decode_args &a, const Item &at,
+                                                 const Shared<D> &shared) {
+    using S = Shape<D>;
+    constexpr int kSteps = D / 16;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t split_begin = at.split * kSplitTokens;
+    const float scale = kLog2e / sqrtf((float)a.d_head);
+    __half *ring = shared.ring(warp);
+    auto first_token = [&](int i) { return split_begin + (warp + i * S::kWarps) * kBlockTokens; };
+
+    uint32_t pool_block[S::kTiles];
+#pragma unroll
+    for (int i = 0; i < S::kTiles; i++) {
+        const uint32_t first = first_token(i);
+        pool_block[i] = first <= at.position ? a.block_table[at.table_start + first / kBlockTokens] : 0;
+    }
+    // A tile of keys or values, zeros beyond the row's own position.
+    auto load = [&](int i, const orcd_f16 *pool, int is_value) {
+        const uint32_t first = first_token(i);
+        if (i < S::kTiles && first <= at.position) {
+            const orcd_f16 *from = pool + ((size_t)pool_block[i] * a.n_kv_heads + at.kv_head) * S::kTileHalves;
+            const uint32_t to = shared_address(ring + (i % S::kInFlight * 2 + is_value) * S::kTileHalves);
+#pragma unroll
+            for (int j = 0; j < kSteps; j++) {
+                const uint32_t c = lane + j * 32, token = c / (D / 8);
+                copy_async_16(to + 2 * swizzled<D>(token, c % (D / 8)), from + c * 8, first + token <= at.position);
+            }
+        }
+        copy_async_commit();
+    };
+#pragma unroll
+    for (int i = 0; i < S::kInFlight; i++) {
+        if (at.position - first_token(i) < kBlockTokens) wait_for_predecessor();  // the tile of the row's own token
+        load(i, a.k_pool, 0);
+        load(i, a.v_pool, 1);
+    }
+
+    wait_for_predecessor();
+    for (uint32_t i = threadIdx.x; i < kHeadsAnItem * (D / 2); i += S::kThreads) {
+        const uint32_t h = i / (D / 2), pair = i % (D / 2);
+        float2 q = make_float2(0, 0);
+        if (h < at.n_heads && 2 * pair < a.d_head)
+            q = load_written_8(a.q + ((size_t)at.row * a.n_heads + at.first_head + h) * a.d_head + 2 * pair);
+        store_query<D>(shared.q_high(), shared.q_low(), h, pair, q);
+    }
+    __syncthreads();
+
+    Softmax upper, lower;  // of rows g and g + 8
+    float acc[D / 8][4] = {};
+#pragma unroll
+    for (int i = 0; i < S::kTiles; i++) {
+        const uint32_t first = first_token(i);
+        if (first > at.position) break;
+        const __half *keys = ring + i % S::kInFlight * 2 * S::kTileHalves, *values = keys + S::kTileHalves;
+
+        copy_async_wait<2 * S::kInFlight - 1>();
+        __syncwarp();
+        float s[2][4] = {}, of_rest[2][4] = {};
+#pragma unroll
+        for (int k = 0; k < kSteps; k++) {
+            uint32_t high[4], low[4], b[4];
+            const uint32_t q_at = swizzled<D>(row_of_lane(lane), 2 * k + chunk_of_lane(lane));
+            const uint32_t k_at = swizzled<D>(key_row_of_lane(lane), 2 * k + key_chunk_of_lane(lane));
+            ldmatrix_x4(b, shared_address(keys + k_at));
+            ldmatrix_x4(high, shared_address(shared.q_high() + q_at));
+            ldmatrix_x4(low, shared_address(shared.q_low() + q_at));
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                mma_16816(s[n], high[0], high[1], high[2], high[3], b[2 * n], b[2 * n + 1]);
+                mma_16816(of_rest[n], low[0], low[1], low[2], low[3], b[2 * n], b[2 * n + 1]);
+            }
+        }
+        __syncwarp();
+        load(i + S::kInFlight, a.k_pool, 0);
+
+        float upper_largest = -INFINITY, lower_largest = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                const bool is_seen = first + n * 8 + 2 * t + c % 2 <= at.position;
+                s[n][c] = is_seen ? s[n][c] + of_rest[n][c] : -INFINITY;
+            }
+            upper_largest = fmaxf(upper_largest, fmaxf(s[n][0], s[n][1]));
+            lower_largest = fmaxf(lower_largest, fmaxf(s[n][2], s[n][3]));
+        }
+        const float upper_factor = upper.raise(maximum_of_quad(upper_largest), scale);
+        const float lower_factor = lower.raise(maximum_of_quad(lower_largest), scale);
+        uint32_t p[4];
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            p[2 * n] = upper.weights(s[n][0], s[n][1], scale);
+            p[2 * n + 1] = lower.weights(s[n][2], s[n][3], scale);
+        }
+#pragma unroll
+        for (int n = 0; i > 0 && n < D / 8; n++) {
+            acc[n][0] *= upper_factor;
+            acc[n][1] *= upper_factor;
+            acc[n][2] *= lower_factor;
+            acc[n][3] *= lower_factor;
+        }
+
+        copy_async_wait<2 * S::kInFlight - 1>();
+        __syncwarp();
+#pragma unroll
+        for (int k = 0; k < kSteps; k++) {
+            uint32_t b[4];
+            const uint32_t v_at = swizzled<D>(row_of_lane(lane), 2 * k + chunk_of_lane(lane));
+            ldmatrix_x4_transposed(b, shared_address(values + v_at));
+            mma_16816(acc[2 * k], p[0], p[1], p[2], p[3], b[0], b[1]);
+            mma_16816(acc[2 * k + 1], p[0], p[1], p[2], p[3], b[2], b[3]);
+        }
+        __syncwarp();
+        load(i + S::kInFlight, a.v_pool, 1);
+    }
+    copy_async_wait<0>();
+    __syncwarp();
+
+    if (first_token(0) <= at.position) {
+        const float upper_sum = sum_of_quad(upper.sum), lower_sum = sum_of_quad(lower.sum);
+        if (t == 0) {
+            shared.stat(warp, g) = make_float2(upper.offset, upper_sum);
+            shared.stat(warp, g + 8) = make_float2(lower.offset, lower_sum);
+        }
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            float2 *to_upper = reinterpret_cast<float2 *>(shared.values(warp, g, n * 8) + 2 * t);
+            float2 *to_lower = reinterpret_cast<float2 *>(shared.values(warp, g + 8, n * 8) + 2 * t);
+            if (g < at.n_heads) *to_upper = make_float2(acc[n][0], acc[n][1]);
+            if (g + 8 < at.n_heads) *to_lower = make_float2(acc[n][2], acc[n][3]);
+        }
+    }
+    __syncthreads();
+    return min((uint32_t)S::kWarps, div_ceil(min(kSplitTokens, at.position + 1 - split_begin), kBlockTokens));
 }
 
 template <int D> __global__ void __launch_bounds__(Shape<D>::kThreads, 2) attend(orcd_attention_decode_args a) {
-    using S = Shape<D>;
-    constexpr int kSteps = D / 16;
-    extern __shared__ __align__(128) unsigned char shared[];
+    extern __shared__ __align__(128) unsigned char memory[];
     __shared__ bool is_last;
-    __half *rings = reinterpret_cast<__half *>(shared);                  // [warps, in flight, keys and values, 16, D]
-    __half *q_high = rings + S::kWarps * S::kRingHalves;                 // [16, D]
-    __half *q_low = q_high + S::kTileHalves;                             // [16, D]
-    float2 *stats = reinterpret_cast<float2 *>(q_low + S::kTileHalves);  // [warps, 16] (offset, sum)
-    auto sums = [&](uint32_t part) { return reinterpret_cast<float *>(rings + part * S::kRingHalves); };
+    const Shared<D> shared{memory};
+    const uint32_t heads = min(a.n_heads / a.n_kv_heads, kHeadsAnItem);
+    const uint32_t n_stats = stats_floats(heads), pitch = partial_floats(heads, D);
+    __half *out = reinterpret_cast<__half *>(a.out);
 
     let_successor_start();
     if (!a.reads_ahead) wait_for_predecessor();
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const uint32_t group = a.n_heads / a.n_kv_heads, tiles_a_group = div_ceil(group, kHeadsAnItem);
-    const uint32_t partial_pitch = partial_floats(min(group, kHeadsAnItem), D);
-    const float scale = kLog2e / sqrtf((float)a.d_head);
-    __half *out = reinterpret_cast<__half *>(a.out);
-    __half *ring = rings + warp * S::kRingHalves;
-    const uint32_t n_head_tiles = a.n_kv_heads * tiles_a_group;
-
     Item at{};
-    for (uint32_t item = blockIdx.x; find_item(a, n_head_tiles, item, at); item += gridDim.x) {
-        const uint32_t kv_head = at.head_tile / tiles_a_group, head_of_group = at.head_tile % tiles_a_group * kHeadsAnItem;
-        const uint32_t first_head = kv_head * group + head_of_group, n_heads = min(group - head_of_group, kHeadsAnItem);
-        const uint32_t split_begin = at.split * kSplitTokens;
-        auto first_token = [&](int i) { return split_begin + (warp + i * S::kWarps) * kBlockTokens; };
-
-        uint32_t pool_block[S::kTiles];
-#pragma unroll
-        for (int i = 0; i < S::kTiles; i++) {
-            const uint32_t first = first_token(i);
-            pool_block[i] = first <= at.position ? a.block_table[at.table_start + first / kBlockTokens] : 0;
-        }
-        // A tile of keys or values, zeros beyond the row's own position.
-        auto load = [&](int i, const orcd_f16 *pool, int is_value) {
-            const uint32_t first = first_token(i);
-            if (first <= at.position) {
-                const orcd_f16 *from = pool + ((size_t)pool_block[i] * a.n_kv_heads + kv_head) * S::kTileHalves;
-                const uint32_t to = shared_address(ring + (i % S::kInFlight * 2 + is_value) * S::kTileHalves);
-#pragma unroll
-                for (int j = 0; j < kSteps; j++) {
-                    const uint32_t c = lane + j * 32, token = c / (D / 8);
-                    copy_async_16(to + 2 * swizzled<D>(token, c % (D / 8)), from + c * 8, first + token <= at.position);
-                }
-            }
-            copy_async_commit();
-        };
-#pragma unroll
-        for (int i = 0; i < S::kInFlight; i++) {
-            if (at.position - first_token(i) < kBlockTokens) wait_for_predecessor();  // the tile of the row's own token
-            load(i, a.k_pool, 0);
-            load(i, a.v_pool, 1);
-        }
-
-        wait_for_predecessor();
-        for (uint32_t i = threadIdx.x; i < kHeadsAnItem * (D / 2); i += S::kThreads) {
-            const uint32_t h = i / (D / 2), pair = i % (D / 2);
-            float2 q = make_float2(0, 0);
-            if (h < n_heads && 2 * pair < a.d_head)
-                q = load_written_8(a.q + ((size_t)at.row * a.n_heads + first_head + h) * a.d_head + 2 * pair);
-            store_query<D>(q_high, q_low, h, pair, q);
-        }
-        __syncthreads();
-
-        Softmax upper, lower;  // of rows g and g + 8
-        float acc[D / 8][4] = {};
-#pragma unroll
-        for (int i = 0; i < S::kTiles; i++) {
-            const uint32_t first = first_token(i);
-            if (first > at.position) break;
-            const __half *keys = ring + i % S::kInFlight * 2 * S::kTileHalves, *values = keys + S::kTileHalves;
-
-            copy_async_wait<2 * S::kInFlight - 1>();
-            __syncwarp();
-            float high[2][4] = {}, low[2][4] = {};
-#pragma unroll
-            for (int k = 0; k < kSteps; k++) {
-                uint32_t qh[4], ql[4], b[4];
-                const uint32_t q_at = swizzled<D>(row_of_lane(lane), 2 * k + chunk_of_lane(lane));
-                ldmatrix_x4(b, shared_address(keys + swizzled<D>(key_row_of_lane(lane), 2 * k + key_chunk_of_lane(lane))));
-                ldmatrix_x4(qh, shared_address(q_high + q_at));
-                ldmatrix_x4(ql, shared_address(q_low + q_at));
-#pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    mma_16816(high[n], qh[0], qh[1], qh[2], qh[3], b[2 * n], b[2 * n + 1]);
-                    mma_16816(low[n], ql[0], ql[1], ql[2], ql[3], b[2 * n], b[2 * n + 1]);
-                }
-            }
-            __syncwarp();
-            if (i + S::kInFlight < S::kTiles) load(i + S::kInFlight, a.k_pool, 0);
-            else copy_async_commit();
-
-            float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-            for (int n = 0; n < 2; n++)
-#pragma unroll
-                for (int c = 0; c < 4; c++) {
-                    const bool is_seen = first + n * 8 + 2 * t + c % 2 <= at.position;
-                    high[n][c] = is_seen ? high[n][c] + low[n][c] : -INFINITY;
-                    largest[c / 2] = fmaxf(largest[c / 2], high[n][c]);
-                }
-            const float upper_factor = upper.raise(maximum_of_quad(largest[0]), scale);
-            const float lower_factor = lower.raise(maximum_of_quad(largest[1]), scale);
-            const uint32_t p0 = upper.weights(high[0][0], high[0][1], scale), p1 = lower.weights(high[0][2], high[0][3], scale);
-            const uint32_t p2 = upper.weights(high[1][0], high[1][1], scale), p3 = lower.weights(high[1][2], high[1][3], scale);
-            if (i > 0) {
-#pragma unroll
-                for (int n = 0; n < D / 8; n++) {
-                    acc[n][0] *= upper_factor;
-                    acc[n][1] *= upper_factor;
-                    acc[n][2] *= lower_factor;
-                    acc[n][3] *= lower_factor;
-                }
-            }
-
-            copy_async_wait<2 * S::kInFlight - 1>();
-            __syncwarp();
-#pragma unroll
-            for (int k = 0; k < kSteps; k++) {
-                uint32_t b[4];
-                ldmatrix_x4_transposed(b, shared_address(values + swizzled<D>(row_of_lane(lane), 2 * k + chunk_of_lane(lane))));
-                mma_16816(acc[2 * k], p0, p1, p2, p3, b[0], b[1]);
-                mma_16816(acc[2 * k + 1], p0, p1, p2, p3, b[2], b[3]);
-            }
-            __syncwarp();
-            if (i + S::kInFlight < S::kTiles) load(i + S::kInFlight, a.v_pool, 1);
-            else copy_async_commit();
-        }
-        copy_async_wait<0>();
-        __syncwarp();
-
-        if (first_token(0) <= at.position) {
-            const float upper_sum = sum_of_quad(upper.sum), lower_sum = sum_of_quad(lower.sum);
-            if (t == 0) {
-                stats[warp * kHeadsAnItem + g] = make_float2(upper.offset, upper_sum);
-                stats[warp * kHeadsAnItem + g + 8] = make_float2(lower.offset, lower_sum);
-            }
-            float *own = sums(warp);
-#pragma unroll
-            for (int n = 0; n < D / 8; n++) {
-                const uint32_t c = n * 8 + 2 * t;
-                if (g < n_heads) *reinterpret_cast<float2 *>(own + sum_at<D>(g, c)) = make_float2(acc[n][0], acc[n][1]);
-                if (g + 8 < n_heads) *reinterpret_cast<float2 *>(own + sum_at<D>(g + 8, c)) = make_float2(acc[n][2], acc[n][3]);
-            }
-        }
-        __syncthreads();
-
-        // Adds up the first `n_parts` of `stats` and `sums`, in order: write(head, column, offset, sum, four columns).
-        const uint32_t n_quads = n_heads * (D / 4);
-        auto merge = [&](uint32_t n_parts, auto write) {
-            for (uint32_t i = threadIdx.x; i < n_quads; i += S::kThreads) {
-                const uint32_t h = i / (D / 4), c = i % (D / 4) * 4;
-                float offset = -INFINITY, sum = 0;
-                float4 v = make_float4(0, 0, 0, 0);
-                for (uint32_t p = 0; p < n_parts; p++) offset = fmaxf(offset, stats[p * kHeadsAnItem + h].x);
-                for (uint32_t p = 0; p < n_parts; p++) {
-                    const float2 stat = stats[p * kHeadsAnItem + h];
-                    const float4 part = *reinterpret_cast<const float4 *>(sums(p) + sum_at<D>(h, c));
-                    const float factor = exp2f(stat.x - offset);
-                    sum = fmaf(stat.y, factor, sum);
-                    v = make_float4(fmaf(part.x, factor, v.x), fmaf(part.y, factor, v.y), fmaf(part.z, factor, v.z),
-                                    fmaf(part.w, factor, v.w));
-                }
-                write(h, c, offset, sum, v);
-            }
-        };
-        auto write_out = [&](uint32_t h, uint32_t c, float, float sum, float4 v) {
-            __half *to = out + (size_t)at.row * a.out_pitch + (first_head + h) * a.d_head + c;
-            const float inverse = 1.0f / sum;
+    for (uint32_t item = blockIdx.x; find_item(a, item, at); item += gridDim.x) {
+        auto write_out = [&](uint32_t h, uint32_t c, const Weighted &result) {
+            __half *to = out + (size_t)at.row * a.out_pitch + (at.first_head + h) * a.d_head + c;
+            const float inverse = 1.0f / result.sum;
+            const float4 v = result.values;
             if (c < a.d_head) *reinterpret_cast<__half2 *>(to) = to_halves(v.x * inverse, v.y * inverse);
             if (c + 2 < a.d_head) *reinterpret_cast<__half2 *>(to + 2) = to_halves(v.z * inverse, v.w * inverse);
         };
-
-        const uint32_t n_tiles = min(kSplitTokens, at.position + 1 - split_begin) + kBlockTokens - 1;
-        const uint32_t n_warps = min((uint32_t)S::kWarps, n_tiles / kBlockTokens);
+        uint32_t n_parts = attend_split<D>(a, at, shared);
         if (at.n_splits == 1) {
-            merge(n_warps, write_out);
+            merge_parts<D>(shared, at.n_heads, n_parts, write_out);
         } else {
-            // Items of a row's head tile are neighbours, and so are their partials.
-            if ((uint64_t)(item + 1) * partial_pitch > a.n_partials) __trap();
-            const uint32_t n_stats = partial_pitch - min(group, kHeadsAnItem) * D;
-            float *own = a.partials + (size_t)item * partial_pitch;
-            merge(n_warps, [&](uint32_t h, uint32_t c, float offset, float sum, float4 v) {
-                if (c == 0) *reinterpret_cast<float2 *>(own + 2 * h) = make_float2(offset, sum);
-                *reinterpret_cast<float4 *>(own + n_stats + h * D + c) = v;
+            // The splits of a row's head tile are neighbours among the items, and so in scratch.
+            if ((uint64_t)(item + 1) * pitch > a.n_partials) __trap();
+            float *partial = a.partials + (size_t)item * pitch;
+            merge_parts<D>(shared, at.n_heads, n_parts, [&](uint32_t h, uint32_t c, const Weighted &result) {
+                if (c == 0) *reinterpret_cast<float2 *>(partial + 2 * h) = make_float2(result.offset, result.sum);
+                *reinterpret_cast<float4 *>(partial + n_stats + h * D + c) = result.values;
             });
             __syncthreads();
-            uint32_t *counter = a.counters + (size_t)at.row * n_head_tiles + at.head_tile;
             if (threadIdx.x == 0) {
+                const uint32_t n_head_tiles = a.n_kv_heads * div_ceil(a.n_heads / a.n_kv_heads, kHeadsAnItem);
+                uint32_t *counter = a.counters + (size_t)at.row * n_head_tiles + at.head_tile;
                 __threadfence();
                 is_last = atomicAdd(counter, 1) == at.n_splits - 1;
                 __threadfence();
+                if (is_last) *counter = 0;
             }
             __syncthreads();
             if (is_last) {
-                constexpr int kUnrolled = 16;
-                const float *first = own - (size_t)at.split * partial_pitch;
-                const uint32_t n_parts = min(min((uint32_t)S::kWarps, max(1u, S::kThreads / n_quads)), at.n_splits);
-                for (uint32_t i = threadIdx.x; i < n_quads * n_parts; i += S::kThreads) {
-                    const uint32_t part = i / n_quads, h = i % n_quads / (D / 4), c = i % (D / 4) * 4;
-                    float offset = -INFINITY, sum = 0;
-                    float4 v = make_float4(0, 0, 0, 0);
-                    for (uint32_t s0 = part; s0 < at.n_splits; s0 += n_parts * kUnrolled) {
-                        float2 stat[kUnrolled];
-                        float4 value[kUnrolled];
-#pragma unroll
-                        for (int u = 0; u < kUnrolled; u++) {
-                            const uint32_t s = s0 + u * n_parts;
-                            stat[u] = make_float2(-INFINITY, 0);
-                            value[u] = make_float4(0, 0, 0, 0);
-                            if (s < at.n_splits) {
-                                const float *from = first + (size_t)s * partial_pitch;
-                                stat[u] = load_written_8(from + 2 * h);
-                                value[u] = load_written_16(from + n_stats + h * D + c);
-                            }
-                        }
-                        float raised = offset;
-#pragma unroll
-                        for (int u = 0; u < kUnrolled; u++) raised = fmaxf(raised, stat[u].x);
-                        float factor = exp2f(offset - raised);
-                        sum *= factor;
-                        v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
-                        offset = raised;
-#pragma unroll
-                        for (int u = 0; u < kUnrolled; u++) {
-                            factor = exp2f(stat[u].x - offset);
-                            sum = fmaf(stat[u].y, factor, sum);
-                            v = make_float4(fmaf(value[u].x, factor, v.x), fmaf(value[u].y, factor, v.y),
-                                            fmaf(value[u].z, factor, v.z), fmaf(value[u].w, factor, v.w));
-                        }
-                    }
-                    if (c == 0) stats[part * kHeadsAnItem + h] = make_float2(offset, sum);
-                    *reinterpret_cast<float4 *>(sums(part) + sum_at<D>(h, c)) = v;
-                }
-                if (threadIdx.x == 0) *counter = 0;
+                n_parts = gather_splits<D>(shared, at, partial - (size_t)at.split * pitch, pitch, n_stats);
                 __syncthreads();
-                merge(n_parts, write_out);
+                merge_parts<D>(shared, at.n_heads, n_parts, write_out);
             }
         }
-        __syncthreads();  // the next item overwrites rings, queries and stats
+        __syncthreads();  // the next item overwrites rings, queries and parts
     }
 
     wait_for_predecessor();
     for (uint32_t row = blockIdx.x; row < a.n_tokens; row += gridDim.x) {
         const uint32_t from = a.positions[row] == kPaddingRow ? 0 : a.n_heads * a.d_head;
-        for (uint32_t i = from + threadIdx.x; i < a.out_pitch; i += S::kThreads)
+        for (uint32_t i = from + threadIdx.x; i < a.out_pitch; i += Shape<D>::kThreads)
             out[(size_t)row * a.out_pitch + i] = __ushort_as_half(0);
     }
 }
@@ -370,13 +420,15 @@ template <class S, class Kernel> cudaError_t allow_shared(S, Kernel kernel) {
 }  // namespace orcd
 
 extern "C" int32_t orcd_attention_decode(const orcd_attention_decode_args *args, orcd_stream stream) {
-    ORCD_REQUIRE(args && args->q && args->k_pool && args->v_pool && args->block_table && args->table_start && args->positions);
+    ORCD_REQUIRE(args && args->q && args->k_pool && args->v_pool && args->block_table && args->table_start &&
+                 args->positions);
     ORCD_REQUIRE(args->out && args->partials && args->counters && args->n_blocks > 0);
     ORCD_REQUIRE(args->n_tokens > 0 && args->n_tokens <= orcd::kMaxRows);
     ORCD_REQUIRE(args->n_kv_heads > 0 && args->n_heads > 0 && args->n_heads % args->n_kv_heads == 0);
     ORCD_REQUIRE(args->d_head > 0 && args->d_head % 2 == 0 && args->d_head <= args->d_head_pad);
     ORCD_REQUIRE(args->out_pitch % 8 == 0 && args->out_pitch >= (uint64_t)args->n_heads * args->d_head);
-    ORCD_REQUIRE(orcd::is_aligned(args->k_pool, 16) && orcd::is_aligned(args->v_pool, 16) && orcd::is_aligned(args->partials, 16));
+    ORCD_REQUIRE(orcd::is_aligned(args->k_pool, 16) && orcd::is_aligned(args->v_pool, 16) &&
+                 orcd::is_aligned(args->partials, 16));
     ORCD_REQUIRE(orcd::is_aligned(args->q, 8) && orcd::is_aligned(args->out, 16));
     int32_t status = (int32_t)cudaErrorInvalidValue;
     orcd::with_shape(args->d_head_pad, [&](auto shape, auto kernel) {
@@ -388,10 +440,11 @@ extern "C" int32_t orcd_attention_decode(const orcd_attention_decode_args *args,
     return status;
 }
 
-extern "C" uint64_t orcd_attention_decode_partials(uint32_t max_tokens, uint32_t n_ctx, uint32_t n_heads, uint32_t n_kv_heads,
-                                                   uint32_t d_head_pad) {
+extern "C" uint64_t orcd_attention_decode_partials(uint32_t max_tokens, uint32_t n_ctx, uint32_t n_heads,
+                                                   uint32_t n_kv_heads, uint32_t d_head_pad) {
     const uint32_t group = n_heads / n_kv_heads, heads = group < orcd::kHeadsAnItem ? group : orcd::kHeadsAnItem;
-    const uint64_t n_items = (uint64_t)max_tokens * orcd::div_ceil(n_ctx, orcd::kSplitTokens) * n_kv_heads * orcd::div_ceil(group, orcd::kHeadsAnItem);
+    const uint64_t n_items = (uint64_t)max_tokens * orcd::div_ceil(n_ctx, orcd::kSplitTokens) * n_kv_heads *
+                             orcd::div_ceil(group, orcd::kHeadsAnItem);
     return n_items * orcd::partial_floats(heads, d_head_pad);
 }
 

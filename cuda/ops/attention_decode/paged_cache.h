@@ -1,7 +1,7 @@
 // What the tests of both attention kernels run on: sequences whose keys and values lie scattered over a pool.
 //
-// Everything that no sequence owns is NaN: other blocks, and the slots of a block beyond the sequence's last token. Table entries
-// beyond a sequence's last block point far outside the pool.
+// Everything that no sequence owns is NaN: other blocks, and the slots of a block beyond the sequence's last token.
+// Table entries beyond a sequence's last block point far outside the pool.
 #pragma once
 
 #include "../../test/harness.h"

@@ -1,6 +1,7 @@
-// Tolerance: 6e-4 of the 2-norm. Rounding the result to a half costs 2e-4 (2^-11 / sqrt(12), times what a binade adds); rounding
-// each weight to a half as much again, less where few tokens matter; scores in F32 are right to some 1e-5. A token too many
-// or too few among 16,384 would be 8e-3, queries in plain F16 would be 1e-3 and more at the large scores below.
+// Tolerance: 6e-4 of the 2-norm. Rounding the result to a half costs 2e-4 (2^-11 / sqrt(12), times what a binade adds);
+// rounding each weight to a half as much again, less where few tokens matter; scores in F32 are right to some 1e-5. A
+// token too many or too few among 16,384 would be 8e-3, queries in plain F16 would be 1e-3 and more at the large scores
+// below.
 #include "paged_cache.h"
 #include "reference.h"
 #include "worker_cuda.h"
@@ -39,7 +40,8 @@ class Batch {
         }
         Guarded<float> d_q(q);
         Guarded<uint32_t> d_positions(positions), d_table_start(table_start);
-        Guarded<uint32_t> counters(std::vector<uint32_t>(orcd_attention_decode_counters(n, heads_.n_heads, heads_.n_kv_heads), 0));
+        Guarded<uint32_t> counters(
+            std::vector<uint32_t>(orcd_attention_decode_counters(n, heads_.n_heads, heads_.n_kv_heads), 0));
         Guarded<float> partials(
             orcd_attention_decode_partials(n, longest_, heads_.n_heads, heads_.n_kv_heads, heads_.d_head_pad));
         Guarded<__half> out((size_t)n * pitch);
@@ -86,12 +88,14 @@ class Batch {
             std::vector<double> want(width, 0.0);
             if (n > 0) {
                 const Sequence &s = cache_.sequences[sequence++];
-                want = attention_reference(q_.data() + (size_t)row * width, s.k, s.v, n, heads_.n_heads, heads_.n_kv_heads, heads_.d_head);
+                want = attention_reference(q_.data() + (size_t)row * width, s.k, s.v, n, heads_.n_heads,
+                                           heads_.n_kv_heads, heads_.d_head);
             }
             const double error = relative_error(got, want);
-            CHECK(error < kTolerance, "%u heads, %u KV heads of %u, row %u, context %u: off by %g", heads_.n_heads, heads_.n_kv_heads,
-                  heads_.d_head, row, n, error);
-            for (uint32_t i = width; i < pitch; i++) CHECK(out[(size_t)row * pitch + i] == 0, "column %u of row %u pads, and is not zero", i, row);
+            CHECK(error < kTolerance, "%u heads, %u KV heads of %u, row %u, context %u: off by %g", heads_.n_heads,
+                  heads_.n_kv_heads, heads_.d_head, row, n, error);
+            for (uint32_t i = width; i < pitch; i++)
+                CHECK(out[(size_t)row * pitch + i] == 0, "column %u of row %u pads, and is not zero", i, row);
         }
     }
 
@@ -118,8 +122,9 @@ class Batch {
 
 TEST(attention_decode_is_close_to_the_reference_for_all_shapes) {
     Random random(51);
-    const Heads shapes[] = {{3, 1, 12, 16},   {4, 1, 16, 16},   {3, 3, 20, 32},    {14, 2, 64, 64},   {8, 2, 80, 128},  {16, 2, 128, 128},
-                            {17, 1, 64, 64},  {34, 2, 12, 16},  {6, 2, 18, 64},    {7, 1, 200, 256},  {32, 1, 256, 256}};
+    const Heads shapes[] = {{3, 1, 12, 16},  {4, 1, 16, 16},    {3, 3, 20, 32},   {14, 2, 64, 64},
+                            {8, 2, 80, 128}, {16, 2, 128, 128}, {17, 1, 64, 64},  {34, 2, 12, 16},
+                            {6, 2, 18, 64},  {7, 1, 200, 256},  {32, 1, 256, 256}};
     for (const Heads &heads : shapes) {
         for (float deviation : {1.0f, 8.0f}) {
             Batch batch(heads, {1, 15, 0, 16, 17, 255, 256, 257, 700, 0}, deviation, random);
@@ -144,14 +149,18 @@ TEST(attention_decode_gives_a_row_the_same_bits_alone_and_among_others) {
     for (const Heads &heads : {Heads{14, 2, 64, 64}, Heads{4, 1, 12, 16}, Heads{20, 1, 80, 128}}) {
         for (uint32_t n_rows : {5u, 33u, 64u, 255u, 256u}) {
             std::vector<uint32_t> contexts;
-            for (uint32_t i = 0; i < n_rows; i++) contexts.push_back(i % 7 == 3 ? 0 : 1 + random.below(n_rows > 64 ? 300 : 900));
+            for (uint32_t i = 0; i < n_rows; i++)
+                contexts.push_back(i % 7 == 3 ? 0 : 1 + random.below(n_rows > 64 ? 300 : 900));
             Batch batch(heads, contexts, 2.0f, random);
             const std::vector<float> out = batch.run_all(264);
             if (n_rows <= 64) batch.check(out);
-            for (uint32_t n_blocks : {1u, 7u, 1000u}) CHECK(same_bits(batch.run_all(n_blocks), out), "%u blocks give other bits", n_blocks);
+            for (uint32_t n_blocks : {1u, 7u, 1000u})
+                CHECK(same_bits(batch.run_all(n_blocks), out), "%u blocks give other bits", n_blocks);
             for (uint32_t row : {0u, 3u, 4u, n_rows - 1}) {
-                CHECK(same_bits(batch.run({row}, 264), batch.row_of(out, row)), "row %u of %u alone has other bits", row, n_rows);
-                CHECK(same_bits(batch.run({row}, 264, 1), batch.row_of(out, row)), "reading ahead gives row %u other bits", row);
+                CHECK(same_bits(batch.run({row}, 264), batch.row_of(out, row)), "row %u of %u alone has other bits",
+                      row, n_rows);
+                CHECK(same_bits(batch.run({row}, 264, 1), batch.row_of(out, row)),
+                      "reading ahead gives row %u other bits", row);
             }
         }
     }
@@ -161,5 +170,6 @@ TEST(attention_decode_refuses_what_it_cannot_do) {
     orcd_attention_decode_args a{};
     CHECK(orcd_attention_decode(&a, nullptr) == (int32_t)cudaErrorInvalidValue, "null pointers were taken");
     CHECK(orcd_attention_decode(nullptr, nullptr) == (int32_t)cudaErrorInvalidValue, "null arguments were taken");
-    CHECK(orcd_attention_decode_partials(256, 32768, 14, 2, 64) == 256ull * 128 * 2 * (16 + 7 * 64), "the scratch has another size");
+    CHECK(orcd_attention_decode_partials(256, 32768, 14, 2, 64) == 256ull * 128 * 2 * (16 + 7 * 64),
+          "the scratch has another size");
 }

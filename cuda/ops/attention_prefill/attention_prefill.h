@@ -1,4 +1,4 @@
-/* attention_prefill: attention of prompt tokens over the paged KV cache, which holds their own keys and values already. */
+/* attention_prefill: attention of prompt tokens over the paged KV cache, which holds theirs already. */
 #ifndef ORCD_ATTENTION_PREFILL_H
 #define ORCD_ATTENTION_PREFILL_H
 
@@ -14,13 +14,13 @@ typedef struct orcd_attention_tile {
 
 typedef struct orcd_attention_prefill_args {
     const float *q;              /* [n_tokens, n_heads, d_head], after RoPE */
-    const orcd_f16 *k_pool;      /* this layer's [n_pool_blocks, n_kv_heads, 16, d_head_pad], columns from d_head on zero */
+    const orcd_f16 *k_pool;      /* this layer's [n_pool_blocks, n_kv_heads, 16, d_head_pad]; zero from d_head on */
     const orcd_f16 *v_pool;      /* the same */
     const uint32_t *block_table; /* pool blocks of all sequences */
     const uint32_t *table_start; /* [n_tokens]: where in it the row's sequence begins */
-    const uint32_t *positions;   /* [n_tokens]: absolute; a row sees 0..=position. 0xFFFFFFFF in a tile's first row: all zeros */
-    const orcd_attention_tile *tiles; /* [n_tiles], on the device; those with the longest context first finish soonest */
-    orcd_f16 *out;               /* [n_tokens, out_pitch]; rows of no tile are left alone; columns from n_heads * d_head on are zero */
+    const uint32_t *positions;   /* [n_tokens]: absolute; a row sees 0..=position. 0xFFFFFFFF: its tile is all zeros */
+    const orcd_attention_tile *tiles; /* [n_tiles], on the device; long contexts first is fastest */
+    orcd_f16 *out;               /* [n_tokens, out_pitch], zeros from n_heads * d_head on; rows of no tile stay */
     uint32_t out_pitch;          /* halves; even, at least n_heads * d_head */
     uint32_t n_tiles;            /* 1..=65535 */
     uint32_t n_tokens;

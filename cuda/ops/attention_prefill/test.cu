@@ -1,4 +1,5 @@
-// Tolerance: as for attention_decode, 6e-4 of the 2-norm of each row: two roundings to halves, of weights and of the result.
+// Tolerance: as for attention_decode, 6e-4 of the 2-norm of each row: two roundings to halves, of weights and of the
+// result.
 #include "../attention_decode/paged_cache.h"
 #include "reference.h"
 #include "worker_cuda.h"
@@ -63,7 +64,8 @@ class Prompts {
         const std::vector<uint32_t> positions(positions_.begin() + begin, positions_.begin() + end);
         const std::vector<uint32_t> table_start(table_start_.begin() + begin, table_start_.begin() + end);
         std::vector<orcd_attention_tile> tiles;
-        for (uint32_t row = 0; row < end - begin; row += most_rows()) tiles.push_back({row, std::min(most_rows(), end - begin - row)});
+        for (uint32_t row = 0; row < end - begin; row += most_rows())
+            tiles.push_back({row, std::min(most_rows(), end - begin - row)});
         return call(q, positions, table_start, tiles);
     }
 
@@ -71,12 +73,14 @@ class Prompts {
         const uint32_t pitch = heads_.out_pitch();
         for (uint32_t row = 0; row < n_rows(); row++) {
             const Sequence &s = cache_.sequences[sequence_[row]];
-            const std::vector<double> want = attention_reference(q_.data() + (size_t)row * width(), s.k, s.v, positions_[row] + 1,
-                                                                 heads_.n_heads, heads_.n_kv_heads, heads_.d_head);
-            const std::vector<float> got(out.begin() + (size_t)row * pitch, out.begin() + (size_t)row * pitch + width());
+            const std::vector<double> want =
+                attention_reference(q_.data() + (size_t)row * width(), s.k, s.v, positions_[row] + 1, heads_.n_heads,
+                                    heads_.n_kv_heads, heads_.d_head);
+            const std::vector<float> got(out.begin() + (size_t)row * pitch,
+                                         out.begin() + (size_t)row * pitch + width());
             const double error = relative_error(got, want);
-            CHECK(error < kTolerance, "%u heads, %u KV heads of %u, sequence %u, position %u: off by %g", heads_.n_heads,
-                  heads_.n_kv_heads, heads_.d_head, sequence_[row], positions_[row], error);
+            CHECK(error < kTolerance, "%u heads, %u KV heads of %u, sequence %u, position %u: off by %g",
+                  heads_.n_heads, heads_.n_kv_heads, heads_.d_head, sequence_[row], positions_[row], error);
         }
         for (size_t row = 0; row < out.size() / pitch; row++)
             for (uint32_t i = row < n_rows() ? width() : 0; i < pitch; i++)
@@ -97,7 +101,8 @@ class Prompts {
     uint32_t width() const { return heads_.n_heads * heads_.d_head; }
 
     std::vector<float> call(const std::vector<float> &q, const std::vector<uint32_t> &positions,
-                            const std::vector<uint32_t> &table_start, const std::vector<orcd_attention_tile> &tiles) const {
+                            const std::vector<uint32_t> &table_start,
+                            const std::vector<orcd_attention_tile> &tiles) const {
         Guarded<float> d_q(q);
         Guarded<uint32_t> d_positions(positions), d_table_start(table_start);
         Guarded<orcd_attention_tile> d_tiles(tiles);
@@ -133,16 +138,19 @@ class Prompts {
 
 TEST(attention_prefill_is_close_to_the_reference_for_all_shapes) {
     Random random(61);
-    const Heads shapes[] = {{3, 1, 12, 16},  {4, 1, 16, 16},  {3, 3, 20, 32},  {14, 2, 64, 64}, {8, 2, 80, 128},  {16, 2, 128, 128},
-                            {17, 1, 64, 64}, {34, 2, 12, 16}, {71, 1, 64, 64}, {6, 2, 18, 64},  {7, 1, 200, 256}, {32, 1, 256, 256}};
+    const Heads shapes[] = {{3, 1, 12, 16},  {4, 1, 16, 16},    {3, 3, 20, 32},   {14, 2, 64, 64},
+                            {8, 2, 80, 128}, {16, 2, 128, 128}, {17, 1, 64, 64},  {34, 2, 12, 16},
+                            {71, 1, 64, 64}, {6, 2, 18, 64},    {7, 1, 200, 256}, {32, 1, 256, 256}};
     for (const Heads &heads : shapes) {
         for (float deviation : {1.0f, 8.0f}) {
-            const Prompts prompts(heads, {{0, 1}, {0, 15}, {0, 17}, {5, 70}, {16, 1}, {63, 2}, {255, 3}}, deviation, random);
+            const Prompts prompts(heads, {{0, 1}, {0, 15}, {0, 17}, {5, 70}, {16, 1}, {63, 2}, {255, 3}}, deviation,
+                                  random);
             const std::vector<float> out = prompts.run(prompts.most_rows(), 1);
             prompts.check(out);
             const std::vector<float> real = prompts.rows_of(out, 0, prompts.n_rows());
             for (uint32_t n : {1u, 2u, 5u})
-                if (n < prompts.most_rows()) CHECK(same_bits(prompts.run(n), real), "tiles of %u rows give other bits", n);
+                if (n < prompts.most_rows())
+                    CHECK(same_bits(prompts.run(n), real), "tiles of %u rows give other bits", n);
         }
     }
 }
@@ -157,13 +165,16 @@ TEST(attention_prefill_is_close_to_the_reference_for_long_prompts) {
 
 TEST(attention_prefill_gives_a_row_the_same_bits_whole_and_in_chunks) {
     Random random(63);
-    for (const Heads &heads : {Heads{14, 2, 64, 64}, Heads{3, 3, 20, 32}, Heads{8, 1, 80, 128}, Heads{2, 1, 256, 256}}) {
+    for (const Heads &heads :
+         {Heads{14, 2, 64, 64}, Heads{3, 3, 20, 32}, Heads{8, 1, 80, 128}, Heads{2, 1, 256, 256}}) {
         const Prompts prompts(heads, {{0, 330}, {40, 60}}, 3.0f, random);
         const std::vector<float> whole = prompts.run(prompts.most_rows());
         prompts.check(whole);
         CHECK(same_bits(prompts.run(prompts.most_rows()), whole), "a second run has other bits");
-        for (const auto &chunk : {std::make_pair(0u, 1u), {0u, 64u}, {63u, 65u}, {64u, 65u}, {100u, 329u}, {329u, 330u}, {331u, 390u}})
-            CHECK(same_bits(prompts.run_chunk(chunk.first, chunk.second), prompts.rows_of(whole, chunk.first, chunk.second)),
+        for (const auto &chunk :
+             {std::make_pair(0u, 1u), {0u, 64u}, {63u, 65u}, {64u, 65u}, {100u, 329u}, {329u, 330u}, {331u, 390u}})
+            CHECK(same_bits(prompts.run_chunk(chunk.first, chunk.second),
+                            prompts.rows_of(whole, chunk.first, chunk.second)),
                   "rows %u to %u in a chunk of their own have other bits", chunk.first, chunk.second);
     }
 }

@@ -28,7 +28,8 @@ __device__ __forceinline__ float turned(float x, float other, float cosine, floa
 }
 
 // Columns c and c + 1 of a head after RoPE; c is even.
-__device__ __forceinline__ float2 turned_columns(const orcd_rope_append_args &a, const float *head, const float2 *angles, uint32_t c) {
+__device__ __forceinline__ float2 turned_columns(const orcd_rope_append_args &a, const float *head,
+                                                 const float2 *angles, uint32_t c) {
     float2 x = *reinterpret_cast<const float2 *>(head + c);
     if (c >= a.n_rope) return x;
     if (a.rope_adjacent) {
@@ -100,10 +101,12 @@ extern "C" int32_t orcd_rope_append(const orcd_rope_append_args *args, orcd_stre
     ORCD_REQUIRE(args && args->qkv && args->q && args->k_pool && args->v_pool);
     ORCD_REQUIRE(args->block_table && args->table_start && args->positions);
     ORCD_REQUIRE(args->n_tokens > 0 && args->n_heads > 0 && args->n_kv_heads > 0);
-    ORCD_REQUIRE(args->d_head > 0 && args->d_head % 2 == 0 && args->d_head_pad % 2 == 0 && args->d_head <= args->d_head_pad);
+    ORCD_REQUIRE(args->d_head > 0 && args->d_head % 2 == 0 && args->d_head_pad % 2 == 0 &&
+                 args->d_head <= args->d_head_pad);
     ORCD_REQUIRE(args->n_rope % 2 == 0 && args->n_rope <= args->d_head && (args->n_rope == 0 || args->cos_sin));
     ORCD_REQUIRE(orcd::is_aligned(args->qkv, 8) && orcd::is_aligned(args->cos_sin, 8) && orcd::is_aligned(args->q, 8));
-    ORCD_REQUIRE(orcd::is_aligned(args->k_pool, 4) && orcd::is_aligned(args->v_pool, 4) && orcd::is_aligned(args->k_probe, 8));
+    ORCD_REQUIRE(orcd::is_aligned(args->k_pool, 4) && orcd::is_aligned(args->v_pool, 4) &&
+                 orcd::is_aligned(args->k_probe, 8));
     return orcd::launch(orcd::rotate_and_append, dim3(args->n_tokens), dim3(orcd::kThreads), 0, stream, *args);
 }
 

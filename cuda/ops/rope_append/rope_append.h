@@ -1,4 +1,4 @@
-/* rope_append: turns queries and keys of prompt tokens by their position, and appends keys and values to the paged KV cache.
+/* rope_append: turns queries and keys of prompt tokens by their position, and appends keys and values to the KV cache.
  * rope_table: the cosines and sines for all positions. */
 #ifndef ORCD_ROPE_APPEND_H
 #define ORCD_ROPE_APPEND_H
@@ -8,15 +8,15 @@ extern "C" {
 #endif
 
 typedef struct orcd_rope_append_args {
-    const float *qkv;            /* [n_tokens, (n_heads + 2 n_kv_heads) * d_head]: queries, keys, values; bias added already */
+    const float *qkv;            /* [n_tokens, (n_heads + 2 n_kv_heads) * d_head]: queries, keys, values, with bias */
     const float *cos_sin;        /* [n_ctx, n_rope / 2, 2], of orcd_rope_table */
     float *q;                    /* [n_tokens, n_heads * d_head] */
-    orcd_f16 *k_pool;            /* this layer's [n_pool_blocks, n_kv_heads, 16, d_head_pad]; columns from d_head on are set to zero */
+    orcd_f16 *k_pool;            /* this layer's [n_pool_blocks, n_kv_heads, 16, d_head_pad]; zeros go from d_head on */
     orcd_f16 *v_pool;            /* the same */
     const uint32_t *block_table; /* pool blocks of all sequences */
     const uint32_t *table_start; /* [n_tokens]: where in it the row's sequence begins */
     const uint32_t *positions;   /* [n_tokens]: absolute; 0xFFFFFFFF: no keys are written, and q is zero */
-    float *k_probe;              /* [n_tokens, n_kv_heads, d_head]: keys after RoPE, in F32, for those who compare; or null */
+    float *k_probe;              /* [n_tokens, n_kv_heads, d_head]: keys after RoPE, for those who compare; or null */
     uint32_t n_tokens;
     uint32_t n_heads;
     uint32_t n_kv_heads;

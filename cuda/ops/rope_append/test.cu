@@ -1,5 +1,5 @@
-// Tolerances: a table entry is a double rounded to F32, 2^-24, so 1e-7. Queries see one more rounding and one in the fused
-// multiply-add: 2e-7 of the 2-norm. Keys and values are rounded to halves, 2^-12 at most.
+// Tolerances: a table entry is a double rounded to F32, 2^-24, so 1e-7. Queries see one more rounding and one in the
+// fused multiply-add: 2e-7 of the 2-norm. Keys and values are rounded to halves, 2^-12 at most.
 #include "../../test/harness.h"
 #include "reference.h"
 #include "worker_cuda.h"
@@ -51,8 +51,9 @@ TEST(rope_append_turns_queries_and_keys_and_appends) {
     struct Shape {
         uint32_t n_heads, n_kv_heads, d_head, d_head_pad, n_rope, adjacent;
     };
-    const Shape shapes[] = {{14, 2, 64, 64, 64, 0}, {3, 1, 12, 16, 12, 0}, {3, 3, 20, 32, 20, 1},   {4, 1, 18, 32, 18, 0},
-                            {8, 2, 80, 128, 32, 0}, {8, 8, 64, 64, 26, 1}, {2, 1, 256, 256, 0, 0}, {17, 1, 128, 128, 128, 1}};
+    const Shape shapes[] = {{14, 2, 64, 64, 64, 0}, {3, 1, 12, 16, 12, 0},    {3, 3, 20, 32, 20, 1},
+                            {4, 1, 18, 32, 18, 0},  {8, 2, 80, 128, 32, 0},   {8, 8, 64, 64, 26, 1},
+                            {2, 1, 256, 256, 0, 0}, {17, 1, 128, 128, 128, 1}};
     for (const Shape &h : shapes) {
         // Three sequences, in blocks scattered over a pool of 12; the second's rows come in between the first's.
         const std::vector<uint32_t> table = {7, 2, 99, 11, 0, 5};
@@ -61,12 +62,14 @@ TEST(rope_append_turns_queries_and_keys_and_appends) {
         const uint32_t n_tokens = (uint32_t)positions.size(), n_pool = 12, n_ctx = 48;
         const uint32_t width = (h.n_heads + 2 * h.n_kv_heads) * h.d_head;
         std::vector<float> qkv = random.normals((size_t)n_tokens * width, 10.0f);
-        for (uint32_t i = 0; i < h.d_head; i++) qkv[(h.n_heads + h.n_kv_heads) * h.d_head + i] *= 1e5f;  // values beyond halves
+        for (uint32_t i = 0; i < h.d_head; i++)
+            qkv[(h.n_heads + h.n_kv_heads) * h.d_head + i] *= 1e5f;  // values beyond halves
         const std::vector<double> inv_freq = frequencies(h.n_rope, 1e4);
         Guarded<double> d_inv_freq(inv_freq);
         Guarded<float> cos_sin((size_t)n_ctx * h.n_rope);
         fill_table(d_inv_freq, cos_sin, n_ctx, h.n_rope);
-        Guarded<float> d_qkv(qkv), q((size_t)n_tokens * h.n_heads * h.d_head), probe((size_t)n_tokens * h.n_kv_heads * h.d_head);
+        Guarded<float> d_qkv(qkv), q((size_t)n_tokens * h.n_heads * h.d_head),
+            probe((size_t)n_tokens * h.n_kv_heads * h.d_head);
         const size_t a_block = (size_t)h.n_kv_heads * 16 * h.d_head_pad;
         Guarded<__half> k(n_pool * a_block), v(n_pool * a_block);
         Guarded<uint32_t> d_table(table), d_starts(starts), d_positions(positions);
@@ -104,13 +107,16 @@ TEST(rope_append_turns_queries_and_keys_and_appends) {
                 const auto at = got_q.begin() + ((size_t)row * h.n_heads + head) * h.d_head;
                 const std::vector<float> got(at, at + h.d_head);
                 const std::vector<double> want = pads ? std::vector<double>(h.d_head, 0.0) : head_of(head, true);
-                CHECK(relative_error(got, want) < 2e-7, "d_head %u: query off by %g", h.d_head, relative_error(got, want));
+                CHECK(relative_error(got, want) < 2e-7, "d_head %u: query off by %g", h.d_head,
+                      relative_error(got, want));
             }
             if (pads) continue;
             for (uint32_t head = 0; head < h.n_kv_heads; head++) {
-                const std::vector<double> keys = head_of(h.n_heads + head, true), values = head_of(h.n_heads + h.n_kv_heads + head, false);
+                const std::vector<double> keys = head_of(h.n_heads + head, true),
+                                          values = head_of(h.n_heads + h.n_kv_heads + head, false);
                 const auto at = got_probe.begin() + ((size_t)row * h.n_kv_heads + head) * h.d_head;
-                CHECK(relative_error(std::vector<float>(at, at + h.d_head), keys) < 2e-7, "d_head %u: the probed key is off", h.d_head);
+                CHECK(relative_error(std::vector<float>(at, at + h.d_head), keys) < 2e-7,
+                      "d_head %u: the probed key is off", h.d_head);
                 const size_t block = table[starts[row] + positions[row] / 16];
                 for (uint32_t i = 0; i < h.d_head_pad; i++) {
                     const size_t slot = ((block * h.n_kv_heads + head) * 16 + positions[row] % 16) * h.d_head_pad + i;
@@ -119,13 +125,16 @@ TEST(rope_append_turns_queries_and_keys_and_appends) {
                         want = std::fmax(-65504.0, std::fmin(65504.0, want));
                         return std::fabs(__half2float(got) - want) <= std::fabs(want) * 0x1.01p-11 + 2e-6;
                     };
-                    CHECK(is_close(got_k[slot], i < h.d_head ? keys[i] : 0), "d_head %u, row %u: key %u is off", h.d_head, row, i);
-                    CHECK(is_close(got_v[slot], i < h.d_head ? values[i] : 0), "d_head %u, row %u: value %u is off", h.d_head, row, i);
+                    CHECK(is_close(got_k[slot], i < h.d_head ? keys[i] : 0), "d_head %u, row %u: key %u is off",
+                          h.d_head, row, i);
+                    CHECK(is_close(got_v[slot], i < h.d_head ? values[i] : 0), "d_head %u, row %u: value %u is off",
+                          h.d_head, row, i);
                 }
             }
         }
         for (size_t i = 0; i < got_k.size(); i++)
             if (!is_written[i])
-                CHECK(__half_as_ushort(got_k[i]) == 0xFFFF && __half_as_ushort(got_v[i]) == 0xFFFF, "slot %zu was written", i);
+                CHECK(__half_as_ushort(got_k[i]) == 0xFFFF && __half_as_ushort(got_v[i]) == 0xFFFF,
+                      "slot %zu was written", i);
     }
 }
