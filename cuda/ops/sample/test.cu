@@ -280,12 +280,15 @@ TEST(sample_ties_at_an_edge_are_kept_by_id) {
         rows.add(std::vector<float>(9000, 0.5f), p); // the first 3,150 and, 0.35f being a little more, one more
         p.top_k = 3;
         rows.add(std::vector<float>(9000, 0.5f), p); // 2 of 3
+        p.top_k = 4;
+        p.top_p = 0.5f;
+        rows.add(std::vector<float>(9000, 0.5f), p); // exactly 2
     }
     check_all(rows, "ties");
     const std::vector<orcd_sample_choice> choices = sample(rows);
-    for (uint32_t i = 0; i < choices.size(); i += 3) {
-        CHECK(choices[i].id < 3 && choices[i + 1].id <= 3150 && choices[i + 2].id < 2, "ids %u, %u, %u", choices[i].id,
-              choices[i + 1].id, choices[i + 2].id);
+    for (uint32_t i = 0; i < choices.size(); i += 4) {
+        CHECK(choices[i].id < 3 && choices[i + 1].id <= 3150 && choices[i + 2].id < 2 && choices[i + 3].id < 2,
+              "ids %u, %u, %u, %u", choices[i].id, choices[i + 1].id, choices[i + 2].id, choices[i + 3].id);
     }
 }
 
