@@ -14,6 +14,9 @@ use super::{Client, Orchestrator};
 /// The longest wait for a worker to become ready: loading a full-size model from a cold disk fits many times over.
 const READY_LIMIT: Duration = Duration::from_secs(300);
 
+/// The built-in model, below [`repository_root`].
+const BUILT_IN_MODEL: &str = "models/haiku/haiku-qwen2-5.8m-f16.gguf";
+
 /// Lines of a dead worker's log that an error quotes.
 const LOG_TAIL_LINES: usize = 12;
 
@@ -178,7 +181,9 @@ fn command(binary: &WorkerBinary, launch: &Launch<'_>, callback_url: &str) -> Re
         command.env_remove(name);
     }
     command.args(["--worker-id", launch.worker_id, "--port", "0", "--callback-url", callback_url]);
-    if let Some(model) = launch.model {
+    // A worker that was carried to another machine has no model inside: the built-in one travels once, as a file.
+    let carried = std::env::var_os("WORKER_TEST_ROOT").map(|_| repository_root().join(BUILT_IN_MODEL));
+    if let Some(model) = launch.model.or(carried.as_deref()) {
         command.arg("--model").arg(model);
     }
     if let Some(device) = launch.device {

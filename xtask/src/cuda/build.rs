@@ -56,14 +56,16 @@ pub(super) fn op_tests(architectures: &str) -> Result<PathBuf> {
 /// of the border that need no GPU.
 pub(crate) fn compile_only() -> Result<()> {
     const ARCHITECTURES: &str = "90a-real";
-    const FEATURES: &str = "cuda-sys/cuda,cuda-sys/fault-injection,transformer/cuda,worker-orcd/cuda";
+    let features = format!("{},worker-orcd/cuda", super::test::FEATURES);
     let packages = ["--package", "cuda-sys", "--package", "transformer", "--package", "worker-orcd"];
     let announced = |command: &mut Command| {
         println!("$ {}", shown(command));
         succeed(command.env("WORKER_CUDA_ARCHS", ARCHITECTURES))
     };
-    let mut clippy = cargo(["clippy", "--all-targets", "--features", FEATURES]);
+    let mut clippy = cargo(["clippy", "--all-targets", "--features", &features]);
     announced(clippy.args(packages).args(["--", "--deny", "warnings"]))?;
+    let mut doc = cargo(["doc", "--no-deps", "--quiet", "--features", &features]);
+    announced(doc.args(packages).env("RUSTDOCFLAGS", "--deny warnings"))?;
     announced(&mut cargo(["test", "--package", "cuda-sys", "--features", "cuda-sys/cuda,cuda-sys/fault-injection"]))?;
     let op_tests = op_tests(ARCHITECTURES)?;
     announced(&mut Command::new(op_tests))

@@ -1,8 +1,8 @@
 //! `cargo xtask cuda bundle`: a folder that tests and measures everything on a GPU machine without Rust.
 //!
 //! It holds stripped programs, the golden files and one script, laid out as in the checkout, so that tests find their
-//! data below the folder that `WORKER_TEST_ROOT` names. The built-in model is there once: as a file, which the tests
-//! need, and therefore not in the worker.
+//! data below the folder that `WORKER_TEST_ROOT` names. The programs are packed, since most hold the same code. The
+//! built-in model is there once: as a file, which the tests need, and therefore not in the worker.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,8 +39,11 @@ const DATA: [&str; 7] = [
 
 const SCRIPT: &str = include_str!("bundle_run.sh");
 
-/// The tests of these packages run on a GPU: all of `cuda-sys`, and of others those that are named here or so.
-const TESTED: [&str; 3] = ["cuda-sys", "transformer", "worker-orcd"];
+/// The programs of the bundle, unpacked by its script.
+const PACKED: &str = "programs.tar.gz";
+
+/// Where programs wait to be packed.
+const FOLDERS: [&str; 2] = ["bin", "tests"];
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let architectures = architectures(Some(&args.arch));
@@ -49,12 +52,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
         ensure!(out.join("run.sh").exists(), "{} is there and is no bundle", out.display());
         std::fs::remove_dir_all(&out).with_context(|| format!("removing {}", out.display()))?;
     }
-    for folder in ["bin", "tests"] {
+    for folder in FOLDERS {
         std::fs::create_dir_all(out.join(folder)).with_context(|| format!("creating {}", out.display()))?;
     }
     programs(&architectures, &out)?;
     tests(&architectures, &out)?;
     strip(&build::op_tests(&architectures)?, &out.join("bin/op-tests"))?;
+    pack(&out)?;
     for path in DATA {
         copy(&repository_root().join(path), &out.join(path))?;
     }
@@ -62,33 +66,24 @@ pub(super) fn run(args: &Args) -> Result<()> {
     std::fs::write(out.join("bundle.txt"), description(&architectures))?;
     let n_bytes = n_bytes(&out)?;
     println!("{}: {:.1} MB, kernels for {architectures}", out.display(), n_bytes as f64 / 1e6);
-    println!("there: bash run.sh [op-tests] [gpu-tests] [haiku] [full-size] [bench] [sanitizer]");
+    println!("there: bash run.sh [STEP...]; its head lists the steps");
     ensure!(n_bytes < MAX_BYTES, "the bundle has {n_bytes} bytes; fewer than {MAX_BYTES} are wanted");
     Ok(())
 }
 
-/// Worker, haiku run, xtask and the examples that measure, built for speed.
+/// Everything that is started by hand or measures, built for speed.
 fn programs(architectures: &str, out: &Path) -> Result<()> {
-    let mut release = cargo(["build", "--release", "--package", "worker-orcd", "--package", "transformer", "--bins"]);
-    release.args(["--example", "compare_logits", "--no-default-features", "--features", "worker-orcd/cuda"]);
-    let built = cargo::build(release.env("WORKER_CUDA_ARCHS", architectures))?;
-    let examples = built.iter().filter(|built| built.kind == Kind::Example);
-    for program in examples.chain(built.iter().filter(|built| built.kind == Kind::Program)) {
-        strip(&program.path, &out.join("bin").join(&program.name))?;
-    }
-    // In cargo's usual profile, where most of it is compiled already; its numeric crates are optimised there too.
-    let built = cargo::build(&mut cargo(["build", "--package", "xtask", "--package", "worker-tests", "--bins"]))?;
-    ["xtask", "haiku"].iter().try_for_each(|name| strip(built.get(name)?, &out.join("bin").join(name)))
+    let mut command = cargo(["build", "--release", "--bins", "--example", "compare_logits", "--no-default-features"]);
+    command.args(["--features", "worker-orcd/cuda", "--package", "worker-orcd", "--package", "transformer"]);
+    command.args(["--package", "worker-tests", "--package", "xtask"]);
+    let built = cargo::build(command.env("WORKER_CUDA_ARCHS", architectures))?;
+    built.iter().try_for_each(|program| strip(&program.path, &out.join("bin").join(&program.name)))
 }
 
+/// Tests that say something on a GPU, in cargo's usual profile, with its checks of arithmetic.
 fn tests(architectures: &str, out: &Path) -> Result<()> {
-    let mut command = cargo(["build", "--tests", "--features", "cuda-sys/cuda,cuda-sys/fault-injection"]);
-    for package in TESTED.into_iter().filter(|package| has_gpu_tests(package)) {
-        command.args(["--package", package]);
-        if package != "cuda-sys" {
-            command.args(["--features", &format!("{package}/cuda")]);
-        }
-    }
+    let mut command = cargo(["build", "--tests", "--package", "cuda-sys", "--package", "transformer"]);
+    command.args(["--package", "worker-tests", "--features", super::test::FEATURES]);
     let built = cargo::build(command.env("WORKER_CUDA_ARCHS", architectures))?;
     for test in built.iter().filter(|built| built.kind == Kind::Test && is_gpu_test(&built.package, &built.name)) {
         strip(&test.path, &out.join("tests").join(format!("{}.{}", test.package, test.name)))?;
@@ -96,16 +91,23 @@ fn tests(architectures: &str, out: &Path) -> Result<()> {
     Ok(())
 }
 
-fn has_gpu_tests(package: &str) -> bool {
-    let tests = std::fs::read_dir(repository_root().join("crates").join(package).join("tests"));
-    let mut names = tests.into_iter().flatten().flatten().map(|entry| entry.file_name());
-    names.any(|name| is_gpu_test(package, name.to_string_lossy().trim_end_matches(".rs")))
+/// `correctness` holds every executor to the same goldens, `transformer` are that crate's unit tests, and `storm` is given
+/// the worker and the device by its environment.
+fn is_gpu_test(package: &str, name: &str) -> bool {
+    match package {
+        "cuda-sys" => true,
+        "transformer" => {
+            ["correctness", "transformer"].contains(&name) || name.starts_with("cuda") || name.starts_with("gpu")
+        }
+        _ => name == "storm",
+    }
 }
 
-/// `correctness` holds every executor to the same goldens, and `transformer` are that crate's unit tests.
-fn is_gpu_test(package: &str, name: &str) -> bool {
-    let named = ["correctness", "transformer"].contains(&name) || name.starts_with("cuda") || name.starts_with("gpu");
-    package == "cuda-sys" || named
+fn pack(out: &Path) -> Result<()> {
+    let mut tar = Command::new("tar");
+    succeed(tar.arg("-C").arg(out).arg("-czf").arg(out.join(PACKED)).args(FOLDERS))?;
+    FOLDERS.iter().try_for_each(|folder| std::fs::remove_dir_all(out.join(folder)))?;
+    Ok(())
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {
@@ -160,7 +162,7 @@ mod tests {
         assert!(is_gpu_test("cuda-sys", "gpu") && is_gpu_test("cuda-sys", "contract"));
         assert!(is_gpu_test("transformer", "correctness") && is_gpu_test("transformer", "cuda_steps"));
         assert!(!is_gpu_test("transformer", "spec") && !is_gpu_test("worker-orcd", "worker-orcd"));
-        assert!(has_gpu_tests("cuda-sys") && has_gpu_tests("transformer"));
+        assert!(is_gpu_test("tests", "storm") && !is_gpu_test("tests", "haiku_generation_anti_cheat"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 # Tests and measures the worker on this machine's GPU. Needs a driver; the full-size check needs Python with PyTorch and
 # transformers, and `sanitizer` NVIDIA's compute-sanitizer. Neither Rust nor a network.
 #
-#   bash run.sh [STEP...]      op-tests gpu-tests haiku full-size bench sanitizer; all of them, in this order, without one
+#   bash run.sh [STEP...]      op-tests gpu-tests haiku storm full-size bench http sanitizer; without any, all, in this order
 #
 # Logs go to $OUT (default: out), one a step, and a table to $OUT/summary.txt. Exit status: 0 if every step passed.
 #
@@ -10,11 +10,13 @@
 #   TEST_FILTER       only Rust tests whose names contain this
 #   SANITIZER_TOOLS   default: memcheck racecheck initcheck synccheck
 #   SANITIZER_FILTER  as OP_FILTER, for the sanitizer, under which tests take many times as long
+#   DEVICE            where the worker is to compute; default: cuda
 #   MODEL             a GGUF file to measure; default: one with random weights, written to $WORK by the first step that needs it
 #   WORK              where large files go; default: /tmp/worker-orcd
 #   RANDOM_ARGS       for `xtask make-random`
 #   FULL_SIZE_ARGS    for full_size.py
 #   BENCH_ARGS        for `worker-orcd bench`
+#   HTTP_ARGS         for http_speed
 #   STEP_TIMEOUT      seconds that a step may take; default: 1200
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -24,7 +26,8 @@ export OUT=$out
 work=${WORK:-/tmp/worker-orcd}
 mkdir -p "$work"
 cd "$here" || exit 2
-chmod +x bin/* tests/* 2>/dev/null
+[ -n "${BUNDLE_STEP:-}" ] || tar -xzf programs.tar.gz || exit 2
+device=${DEVICE:-cuda}
 export WORKER_TEST_ROOT=$here
 export INSTA_WORKSPACE_ROOT=$here INSTA_UPDATE=no
 export WORKER_REQUIRE_GPU=${WORKER_REQUIRE_GPU:-1}
@@ -50,8 +53,9 @@ op_tests() {
 }
 
 gpu_tests() {
-    local failed=0
+    local failed=0 test
     for test in tests/*; do
+        [ "$test" != tests/tests.storm ] || continue # a step of its own
         # shellcheck disable=SC2086
         say "$test" ${TEST_FILTER:-} --nocapture || failed=1
     done
@@ -59,14 +63,16 @@ gpu_tests() {
 }
 
 haiku() {
-    # The worker here has no model inside; its default is this one.
-    export WORKER_ORCD_MODEL=$here/models/haiku/haiku-qwen2-5.8m-f16.gguf
-    say bin/xtask e2e-haiku --worker "$here/bin/worker-orcd" --runner "$here/bin/haiku" --device cuda
+    say bin/xtask e2e-haiku --worker "$here/bin/worker-orcd" --runner "$here/bin/haiku" --device "$device"
     local status=$?
     local report
     report=$(ls -td .test-results/haiku/*/ 2>/dev/null | head -1)
-    [ -z "$report" ] || cat "$report"/test_report.md "$report"/verification.json
+    [ -z "$report" ] || cat "$report"/verification.json "$report"/test_report.md
     return $status
+}
+
+storm() {
+    WORKER_ORCD_BIN=$here/bin/worker-orcd WORKER_TEST_DEVICE=$device say tests/tests.storm --nocapture
 }
 
 full_size() {
@@ -75,13 +81,19 @@ full_size() {
     name=$work/full-size-$(basename "$MODEL" .gguf)
     # shellcheck disable=SC2086
     [ -s "$name.f32" ] || say python3 "$golden/full_size.py" "$MODEL" --out "$name" ${FULL_SIZE_ARGS:-} || return 1
-    say bin/compare_logits "$MODEL" "$name.json" --device cuda
+    say bin/compare_logits "$MODEL" "$name.json" --device "$device"
 }
 
 bench() {
     model || return 1
     # shellcheck disable=SC2086
-    say bin/worker-orcd bench --device cuda --model "$MODEL" ${BENCH_ARGS:-}
+    say bin/worker-orcd bench --device "$device" --model "$MODEL" ${BENCH_ARGS:-}
+}
+
+http() {
+    model || return 1
+    # shellcheck disable=SC2086
+    say bin/http_speed --worker "$here/bin/worker-orcd" --device "$device" --model "$MODEL" ${HTTP_ARGS:-}
 }
 
 sanitizer() {
@@ -99,12 +111,13 @@ note() {
     awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1) } tests = 1 }
          /ERROR SUMMARY|RACECHECK SUMMARY/ { s = s " " $0 }
          /SKIPPED/ { skipped++ }
-         NF { last = $0 }
-         END { if (tests) printf "%d passed, %d failed", p, f; if (skipped) printf ", %d SKIPPED", skipped
-               if (s) printf "%s", s; if (!tests) printf "%s", substr(last, 1, 90); print "" }' "$1"
+         NF > 1 { last = $0 }
+         END { if (tests) printf "%d passed, %d failed", p, f; else printf "%s", substr(last, 1, 90)
+               if (skipped) printf ", %d SKIPPED", skipped
+               print s }' "$1"
 }
 
-all="op-tests gpu-tests haiku full-size bench sanitizer"
+all="op-tests gpu-tests haiku storm full-size bench http sanitizer"
 steps=${*:-$all}
 for step in $steps; do
     case " $all " in *" $step "*) ;; *) echo "no step \"$step\"; there are: $all" >&2; exit 2 ;; esac

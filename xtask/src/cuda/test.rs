@@ -18,20 +18,21 @@ pub(crate) struct Args {
 }
 
 /// Features under which packages have tests for a GPU.
-const FEATURES: &str = "cuda-sys/cuda,cuda-sys/fault-injection,transformer/cuda,worker-orcd/cuda";
+pub(super) const FEATURES: &str = "cuda-sys/cuda,cuda-sys/fault-injection,transformer/cuda";
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let architectures = architectures(args.arch.as_deref());
-    let mut tests = cargo(["test", "--package", "cuda-sys", "--package", "transformer", "--package", "worker-orcd"]);
-    tests.args(["--lib", "--bins", "--tests", "--features", FEATURES]).env("WORKER_CUDA_ARCHS", &architectures);
-    let mut building = cargo(["build", "--package", "cuda-sys", "--features", FEATURES]);
-    building.args(["--package", "transformer", "--package", "worker-orcd", "--bins", "--lib"]);
-    succeed(building.env("WORKER_CUDA_ARCHS", &architectures))?;
-
+    let tests = || {
+        let mut command = cargo(["test", "--package", "cuda-sys", "--package", "transformer", "--lib", "--tests"]);
+        command.args(["--features", FEATURES]).env("WORKER_CUDA_ARCHS", &architectures);
+        command
+    };
+    succeed(tests().arg("--no-run"))?;
     let mut ops = Command::new(build::op_tests(&architectures)?);
     ops.args(&args.filter);
     println!("$ {}", shown(&ops));
     succeed(&mut ops)?;
+    let mut tests = tests();
     // Not captured, so that a test that skips is seen to.
     tests.args(&args.filter).args(["--", "--nocapture"]);
     println!("$ {}", shown(&tests));
