@@ -111,7 +111,7 @@ extern "C" int32_t orcd_rope_append(const orcd_rope_append_args *args, orcd_stre
 }
 
 extern "C" int32_t orcd_rope_table(const orcd_rope_table_args *args, orcd_stream stream) {
-    ORCD_REQUIRE(args && args->n_rope % 2 == 0);
+    ORCD_REQUIRE(args && args->n_ctx > 0 && args->n_rope % 2 == 0);
     const uint64_t n = (uint64_t)args->n_ctx * (args->n_rope / 2);
     if (n == 0) return (int32_t)cudaSuccess;
     ORCD_REQUIRE(args->inv_freq && args->cos_sin && orcd::is_aligned(args->cos_sin, 8));

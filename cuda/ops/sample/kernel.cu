@@ -692,7 +692,7 @@ extern "C" size_t orcd_sample_scratch_bytes(uint32_t n_rows, uint32_t n_vocab) {
 
 extern "C" int32_t orcd_sample(const orcd_sample_args *a, orcd_stream stream) {
     using namespace orcd;
-    ORCD_REQUIRE(a->n_vocab > 0 && a->n_vocab <= ORCD_SAMPLE_MAX_VOCAB && a->row_pitch >= a->n_vocab);
+    ORCD_REQUIRE(a && a->n_vocab > 0 && a->n_vocab <= ORCD_SAMPLE_MAX_VOCAB && a->row_pitch >= a->n_vocab);
     ORCD_REQUIRE(a->n_rows <= 65535);
     if (a->n_rows == 0) return (int32_t)cudaSuccess;
     ORCD_REQUIRE(a->logits && a->params && a->choices && is_aligned(a->scratch, 16) && a->scratch);

@@ -29,7 +29,8 @@ cd "$here" || exit 2
 [ -n "${BUNDLE_STEP:-}" ] || tar -xzf programs.tar.gz || exit 2
 device=${DEVICE:-cuda}
 export WORKER_TEST_ROOT=$here
-export INSTA_WORKSPACE_ROOT=$here INSTA_UPDATE=no
+# Test libraries look for a checkout to write to.
+export INSTA_WORKSPACE_ROOT=$here INSTA_UPDATE=no PROPTEST_FAILURE_PERSISTENCE=off
 export WORKER_REQUIRE_GPU=${WORKER_REQUIRE_GPU:-1}
 golden=crates/transformer/golden
 
@@ -111,7 +112,8 @@ note() {
     awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1) } tests = 1 }
          /ERROR SUMMARY|RACECHECK SUMMARY/ { s = s " " $0 }
          /SKIPPED/ { skipped++ }
-         NF > 1 { last = $0 }
+         NF > 1 && !verdict { last = $0 }
+         /^(passed|FAILED): / { verdict = 1 } # of the haiku run, before its report
          END { if (tests) printf "%d passed, %d failed", p, f; else printf "%s", substr(last, 1, 90)
                if (skipped) printf ", %d SKIPPED", skipped
                print s }' "$1"
