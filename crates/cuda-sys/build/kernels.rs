@@ -51,8 +51,12 @@ pub(crate) fn build() -> Result<(), String> {
 /// Keeps a build of another profile out until this one is done. Cargo's own lock is the profile's.
 fn lock(folder: &Path) -> std::io::Result<std::fs::File> {
     std::fs::create_dir_all(folder)?;
-    let file = std::fs::File::create(folder.join(".lock"))?;
+    let path = folder.join(".lock");
+    let file = std::fs::File::options().write(true).create(true).truncate(false).open(&path)?;
     file.lock()?;
+    // If the folder is removed, this is to run again; but not because the file is newer than the start of this run.
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH)?;
+    println!("cargo::rerun-if-changed={}", path.display());
     Ok(file)
 }
 
