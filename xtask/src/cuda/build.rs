@@ -53,7 +53,7 @@ pub(super) fn op_tests(architectures: &str) -> Result<PathBuf> {
 }
 
 /// For `cargo xtask ci`: every kernel and its test for one architecture, the code around them under clippy, and the tests
-/// of the border that need no GPU.
+/// that need no GPU.
 pub(crate) fn compile_only() -> Result<()> {
     const ARCHITECTURES: &str = "90a-real";
     let features = format!("{},worker-orcd/cuda", super::test::FEATURES);
@@ -66,7 +66,8 @@ pub(crate) fn compile_only() -> Result<()> {
     announced(clippy.args(packages).args(["--", "--deny", "warnings"]))?;
     let mut doc = cargo(["doc", "--no-deps", "--quiet", "--features", &features]);
     announced(doc.args(packages).env("RUSTDOCFLAGS", "--deny warnings"))?;
-    announced(&mut cargo(["test", "--package", "cuda-sys", "--features", "cuda-sys/cuda,cuda-sys/fault-injection"]))?;
+    let mut tests = cargo(["test", "--package", "cuda-sys", "--package", "transformer", "--lib", "--test", "contract"]);
+    announced(tests.args(["--test", "gpu", "--test", "faults", "--features", super::test::FEATURES]))?;
     let op_tests = op_tests(ARCHITECTURES)?;
     announced(&mut Command::new(op_tests))
 }

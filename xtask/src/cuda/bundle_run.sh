@@ -26,7 +26,7 @@ export OUT=$out
 work=${WORK:-/tmp/worker-orcd}
 mkdir -p "$work"
 cd "$here" || exit 2
-[ -n "${BUNDLE_STEP:-}" ] || tar -xzf programs.tar.gz || exit 2
+[ -n "${BUNDLE_STEP:-}" ] || tar -xJf programs.tar.xz 2>/dev/null || python3 -m tarfile -e programs.tar.xz . || exit 2
 device=${DEVICE:-cuda}
 export WORKER_TEST_ROOT=$here
 # Test libraries look for a checkout to write to.
