@@ -2,6 +2,7 @@
 //
 // Shapes:   w [n_rows, w_pitch] f16; x [n_tokens, x_pitch] f16; outputs as in the header.
 // Aliasing: none; ADD updates out in place.
+// Where:    every device from sm_80 on; kernel_wgmma.cu has a path for Hopper.
 // Mapping:  a block computes a tile of tokens times rows; tiles of 32 columns of both operands come through a ring of
 //           shared memory, kStages deep, by asynchronous copies. Tokens are the matrix instruction's rows.
 // Requires: both operands padded to 32 columns with zeros, rows on 16 bytes.
@@ -12,10 +13,16 @@
 #include "dependency.cuh"
 #include "launch.h"
 #include "mma.cuh"
-#include "worker_cuda.h"
+#include "wgmma.h"
+
+#include <atomic>
 
 namespace orcd {
 namespace {
+
+// Whether prompts take the path for Hopper where there is one. Chosen by the device alone: never by the number of tokens, on
+// which a token's bits must not depend.
+constexpr bool kWgmmaIsDefault = false;
 
 constexpr int kColumns = ORCD_CHUNK;     // of a tile
 constexpr int kRowBytes = kColumns * 2;  // four pieces of 16 bytes
@@ -162,11 +169,22 @@ template <class T, int OUTPUT> __global__ void __launch_bounds__(T::kThreads) bl
     }
 }
 
+// More than 48 KB of shared memory has to be asked for, once a device.
+template <class T, int OUTPUT> cudaError_t prepare() {
+    constexpr int kMaxDevices = 64;  // beyond it, every time
+    static std::atomic<bool> done[kMaxDevices];
+    int device = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status != cudaSuccess || (device < kMaxDevices && done[device].load(std::memory_order_relaxed))) return status;
+    status = cudaFuncSetAttribute(block_per_tile<T, OUTPUT>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+    if (status == cudaSuccess && device < kMaxDevices) done[device].store(true, std::memory_order_relaxed);
+    return status;
+}
+
 template <class T, int OUTPUT> int32_t launch_tile(const orcd_prefill_matmul_args &a, orcd_stream stream) {
-    const uint32_t n_rows = a.n_rows * (OUTPUT == ORCD_PREFILL_GATE_UP ? 2 : 1);
-    // More than 48 KB of shared memory has to be asked for, once a device; asking again costs next to nothing.
-    const cudaError_t status = cudaFuncSetAttribute(block_per_tile<T, OUTPUT>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+    const cudaError_t status = prepare<T, OUTPUT>();
     if (status != cudaSuccess) return (int32_t)status;
+    const uint32_t n_rows = a.n_rows * (OUTPUT == ORCD_PREFILL_GATE_UP ? 2 : 1);
     const dim3 grid(div_ceil(n_rows, T::kRows), div_ceil(a.n_tokens, T::kTokens));
     return launch(block_per_tile<T, OUTPUT>, grid, dim3(T::kThreads), T::kSharedBytes, stream, a);
 }
@@ -177,6 +195,17 @@ template <int OUTPUT> int32_t launch_output(const orcd_prefill_matmul_args &a, o
     const uint32_t n_rows = a.n_rows * (OUTPUT == ORCD_PREFILL_GATE_UP ? 2 : 1);
     const uint32_t n_wide = div_ceil(n_rows, Wide::kRows) * div_ceil(a.n_tokens, Wide::kTokens);
     return n_wide >= kEnoughBlocks ? launch_tile<Wide, OUTPUT>(a, stream) : launch_tile<Narrow, OUTPUT>(a, stream);
+}
+
+int32_t launch_path(const orcd_prefill_matmul_args &a, orcd_stream stream) {
+    if (a.path >= ORCD_PREFILL_WGMMA_TILE_0) return prefill_wgmma(a, a.path - ORCD_PREFILL_WGMMA_TILE_0, stream);
+    if (a.path == ORCD_PREFILL_WGMMA || (a.path == ORCD_PREFILL_AUTO && kWgmmaIsDefault && has_prefill_wgmma()))
+        return prefill_wgmma(a, kBestTile, stream);
+    switch (a.output) {
+        case ORCD_PREFILL_STORE: return launch_output<ORCD_PREFILL_STORE>(a, stream);
+        case ORCD_PREFILL_ADD: return launch_output<ORCD_PREFILL_ADD>(a, stream);
+        default: return launch_output<ORCD_PREFILL_GATE_UP>(a, stream);
+    }
 }
 
 }  // namespace
@@ -190,14 +219,11 @@ extern "C" int32_t orcd_prefill_matmul(const orcd_prefill_matmul_args *args, orc
     ORCD_REQUIRE(orcd::is_aligned(a.w[0], 16) && orcd::is_aligned(a.x, 16));
     switch (a.output) {
         case ORCD_PREFILL_STORE:
-            ORCD_REQUIRE(a.out && a.out_pitch >= a.n_rows);
-            return orcd::launch_output<ORCD_PREFILL_STORE>(a, stream);
-        case ORCD_PREFILL_ADD:
-            ORCD_REQUIRE(a.out && a.out_pitch >= a.n_rows);
-            return orcd::launch_output<ORCD_PREFILL_ADD>(a, stream);
+        case ORCD_PREFILL_ADD: ORCD_REQUIRE(a.out && a.out_pitch >= a.n_rows); break;
         case ORCD_PREFILL_GATE_UP:
             ORCD_REQUIRE(a.w[1] && orcd::is_aligned(a.w[1], 16) && a.act && a.ffn_scale && a.act_pitch >= a.n_rows);
-            return orcd::launch_output<ORCD_PREFILL_GATE_UP>(a, stream);
+            break;
         default: return (int32_t)cudaErrorInvalidValue;
     }
+    return orcd::launch_path(a, stream);
 }

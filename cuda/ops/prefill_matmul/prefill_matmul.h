@@ -16,6 +16,15 @@ typedef enum orcd_prefill_output {
     ORCD_PREFILL_GATE_UP = 2,
 } orcd_prefill_output;
 
+/* Which kernel. Bits differ between the two, not within either: all but tests say AUTO, one of them by the device. */
+typedef enum orcd_prefill_path {
+    ORCD_PREFILL_AUTO = 0,
+    ORCD_PREFILL_MMA = 1,   /* sm_80 and later */
+    ORCD_PREFILL_WGMMA = 2, /* Hopper; cudaErrorNotSupported elsewhere */
+    /* WGMMA_TILE_0 + i: the same with its tile i; cudaErrorInvalidValue where an output has no such tile */
+    ORCD_PREFILL_WGMMA_TILE_0 = 3,
+} orcd_prefill_path;
+
 typedef struct orcd_prefill_matmul_args {
     const orcd_f16 *w[2]; /* [n_rows, w_pitch]; GATE_UP: gate and up, of n_rows each */
     uint32_t w_pitch;     /* halves; a multiple of 8, at least n_cols rounded up to 32; the surplus is zero */
@@ -34,6 +43,7 @@ typedef struct orcd_prefill_matmul_args {
     uint32_t act_pitch;
     const float *ffn_scale; /* GATE_UP: [n_tokens] */
     float *probe;           /* ADD: the sums, GATE_UP: act unscaled; [n_tokens, n_rows], for those who compare; or null */
+    uint32_t path;          /* orcd_prefill_path, or a tile beyond it */
 } orcd_prefill_matmul_args;
 
 int32_t orcd_prefill_matmul(const orcd_prefill_matmul_args *args, orcd_stream stream);
