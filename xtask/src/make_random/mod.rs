@@ -158,6 +158,30 @@ mod tests {
     }
 
     #[test]
+    fn a_hard_model_has_large_biases_and_a_feed_forward_layer_beyond_f16() -> Result<()> {
+        let file = make("--type f32 --hard")?;
+        let values = |name: &str| -> Vec<f32> {
+            tensor_bytes(&file, name).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let n_peaks = |name: &str| values(name).iter().filter(|v| v.abs() == 30.0).count();
+        // Four query heads of 16, two of keys: one peak a head, two a head, one.
+        for (name, n) in [("blk.0.attn_q.bias", 4), ("blk.0.attn_k.bias", 4), ("blk.1.attn_v.bias", 1)] {
+            assert_eq!(n_peaks(name), n, "{name}");
+        }
+        assert_eq!(values("blk.0.attn_k.bias").iter().position(|v| v.abs() == 30.0), Some(7), "the slowest pair");
+        let rms = |values: &[f32]| (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
+        for (name, std) in
+            [("blk.0.ffn_gate.weight", 4.0), ("blk.0.ffn_down.weight", 2.5e-4), ("token_embd.weight", 1600.0)]
+        {
+            assert!((rms(&values(name)) / std - 1.0).abs() < 0.1, "{name}: {}", rms(&values(name)));
+        }
+        let output = values("output.weight");
+        assert!((rms(&output[..64]) / rms(&output[64..]) - 4.0).abs() < 1.0, "the first token is a likely one");
+        assert!(make("--hard")? != make("")? && make("--hard")? == make("--hard")?);
+        Ok(())
+    }
+
+    #[test]
     fn copies_the_tokenizer_of_another_file() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let vocab = folder.path().join("vocab.gguf");

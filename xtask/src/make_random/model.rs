@@ -41,9 +41,24 @@ pub(super) struct Shape {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Norm,
-    Bias,
-    Matrix,
-    Output,
+    Bias(Bias),
+    Embedding,
+    Q,
+    K,
+    V,
+    AttnOutput,
+    GateUp,
+    Down,
+    /// With the width: the length of a token's row.
+    Output(u64),
+}
+
+/// Whose bias; q's and k's know the head size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bias {
+    Q(u64),
+    K(u64),
+    V,
 }
 
 /// One tensor to be made.
@@ -58,7 +73,7 @@ pub(super) struct Tensor {
 impl Tensor {
     /// How its elements are stored.
     pub(super) fn format(&self, matrices: Format) -> Format {
-        if matches!(self.kind, Kind::Matrix | Kind::Output) { matrices } else { Format::F32 }
+        if matches!(self.kind, Kind::Norm | Kind::Bias(_)) { Format::F32 } else { matrices }
     }
 
     pub(super) fn n_elements(&self) -> u64 {
@@ -102,27 +117,28 @@ impl Shape {
     pub(super) fn tensors(&self, n_vocab: usize) -> Vec<Tensor> {
         let tensor = |name: String, shape: &[u64], kind| Tensor { name, shape: shape.to_vec(), kind };
         let (width, ff, vocab) = (u64::from(self.n_embd), u64::from(self.n_ff), n_vocab as u64);
-        let kv = width / u64::from(self.n_head) * u64::from(self.n_kv);
-        let mut tensors = vec![tensor("token_embd.weight".into(), &[vocab, width], Kind::Matrix)];
+        let head = width / u64::from(self.n_head);
+        let kv = head * u64::from(self.n_kv);
+        let mut tensors = vec![tensor("token_embd.weight".into(), &[vocab, width], Kind::Embedding)];
         for layer in 0..self.n_layers {
             let mut add =
                 |name: &str, shape: &[u64], kind| tensors.push(tensor(format!("blk.{layer}.{name}"), shape, kind));
             add("attn_norm.weight", &[width], Kind::Norm);
-            add("ffn_down.weight", &[width, ff], Kind::Matrix);
-            add("ffn_gate.weight", &[ff, width], Kind::Matrix);
-            add("ffn_up.weight", &[ff, width], Kind::Matrix);
+            add("ffn_down.weight", &[width, ff], Kind::Down);
+            add("ffn_gate.weight", &[ff, width], Kind::GateUp);
+            add("ffn_up.weight", &[ff, width], Kind::GateUp);
             add("ffn_norm.weight", &[width], Kind::Norm);
-            add("attn_k.bias", &[kv], Kind::Bias);
-            add("attn_k.weight", &[kv, width], Kind::Matrix);
-            add("attn_output.weight", &[width, width], Kind::Matrix);
-            add("attn_q.bias", &[width], Kind::Bias);
-            add("attn_q.weight", &[width, width], Kind::Matrix);
-            add("attn_v.bias", &[kv], Kind::Bias);
-            add("attn_v.weight", &[kv, width], Kind::Matrix);
+            add("attn_k.bias", &[kv], Kind::Bias(Bias::K(head)));
+            add("attn_k.weight", &[kv, width], Kind::K);
+            add("attn_output.weight", &[width, width], Kind::AttnOutput);
+            add("attn_q.bias", &[width], Kind::Bias(Bias::Q(head)));
+            add("attn_q.weight", &[width, width], Kind::Q);
+            add("attn_v.bias", &[kv], Kind::Bias(Bias::V));
+            add("attn_v.weight", &[kv, width], Kind::V);
         }
         tensors.push(tensor("output_norm.weight".into(), &[width], Kind::Norm));
         if !self.tied {
-            tensors.push(tensor("output.weight".into(), &[vocab, width], Kind::Output));
+            tensors.push(tensor("output.weight".into(), &[vocab, width], Kind::Output(width)));
         }
         tensors
     }

@@ -75,18 +75,22 @@ fn make_all(
     for (tensor, place) in tensors.iter().zip(&head.tensors) {
         send(vec![0; (place.start - at) as usize])?;
         let stream = Stream::new(args.seed, &tensor.name);
-        let (format, spread) = (tensor.format(args.format), args.spread.of(tensor.kind));
+        let format = tensor.format(args.format);
+        let fill = |start, values: &mut [f32]| {
+            stream.fill(start, args.spread.of(tensor.kind), values);
+            args.spread.raise_peaks(tensor.kind, start, values);
+        };
         let n = tensor.n_elements();
         for start in (0..n).step_by(GROUP) {
-            send(make_group(stream, format, spread, start, (n - start).min(GROUP as u64) as usize))?;
+            send(make_group(fill, format, start, (n - start).min(GROUP as u64) as usize))?;
         }
         at = place.end;
     }
     send(vec![0; (head.file_len - at) as usize])
 }
 
-/// `n` elements from `start` on, as they stand in the file.
-fn make_group(stream: Stream, format: Format, spread: (f32, f32), start: u64, n: usize) -> Vec<u8> {
+/// `n` elements from `start` on, as they stand in the file; `fill` makes the elements from a place on.
+fn make_group(fill: impl Fn(u64, &mut [f32]) + Sync, format: Format, start: u64, n: usize) -> Vec<u8> {
     // A tensor's rows hold whole blocks, so its elements do, and so does every chunk.
     let mut bytes = vec![0; format.row_bytes(n)];
     let chunks = bytes.par_chunks_mut(format.row_bytes(CHUNK)).enumerate();
@@ -94,7 +98,7 @@ fn make_group(stream: Stream, format: Format, spread: (f32, f32), start: u64, n:
         || vec![0.0; CHUNK],
         |values, (idx, bytes)| {
             let values = &mut values[..CHUNK.min(n - idx * CHUNK)];
-            stream.fill(start + (idx * CHUNK) as u64, spread, values);
+            fill(start + (idx * CHUNK) as u64, values);
             quant::quantize(format, values, bytes);
         },
     );
