@@ -1,11 +1,13 @@
 """The reference: Hugging Face transformers' own Qwen2ForCausalLM and LlamaForCausalLM, in float64, on the weights of a GGUF file.
 
-Nothing here knows the worker's code. The weights come out of the GGUF through the `gguf` package (dequantised in
-float32, which is exact for F32, F16, BF16 and Q8_0), and go into the model in double.
+Nothing here knows the worker's code. The weights come out of the GGUF through `gguf_file.py`, and go into the model in
+double.
 
 transformers computes three things in float32 whatever the model's type: RMSNorm, the RoPE angles and the eager softmax.
 They would put a floor of about 1e-7 (and, for angles at large positions, 1e-4) under every comparison, so the first two
-are restated in double below and the softmax is torch's own scaled_dot_product_attention, which stays in double.
+are restated in double below and the softmax is torch's own scaled_dot_product_attention, which stays in double. On a GPU
+torch has no such kernel in double but one that wants all scores at once, 52 GB for 16,385 tokens and 14 heads with their
+softmax: there attention is written out below, some queries at a time.
 
 GGUF `llama` files hold the rows of attn_q and attn_k reordered, so that RoPE turns neighbours (2i, 2i + 1) instead of
 halves (i, i + d/2). `unpermute` undoes it for the reference; `permute` puts recorded q and k into the file's order.
@@ -13,11 +15,11 @@ halves (i, i + d/2). `unpermute` undoes it for the reference; `permute` puts rec
 
 import numpy as np
 import torch
-import gguf
-from gguf import GGUFReader
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
+
+from gguf_file import GgufFile
 
 torch.set_grad_enabled(False)
 
@@ -71,37 +73,60 @@ class RopeF64(torch.nn.Module):
         self.inv_freq = torch.cat([inv, torch.zeros((d_head - n_dims) // 2, dtype=torch.float64)])
 
     def forward(self, x, position_ids):
-        angles = position_ids[..., None].double() * self.inv_freq
+        angles = position_ids[..., None].double() * self.inv_freq.to(x.device)
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
 
-class Reference:
-    """A GGUF file as a transformers model in float64."""
+QUERIES_AT_A_TIME = 512
 
-    def __init__(self, path):
-        reader = GGUFReader(path)
-        meta = {k: f.contents() for k, f in reader.fields.items()}
+
+def attention_in_pieces(module, query, key, value, attention_mask, scaling, **_):
+    """Causal attention of a whole sequence, `[1, n_heads, n_tokens, d_head]`: softmax(q k^T) v, in the type of `query`."""
+    assert attention_mask is None and query.shape[0] == 1 and query.shape[2] == key.shape[2]
+    n_tokens, n_groups = query.shape[2], module.num_key_value_groups
+    key, value = key.repeat_interleave(n_groups, 1), value.repeat_interleave(n_groups, 1)
+    out = torch.empty_like(query)
+    for start in range(0, n_tokens, QUERIES_AT_A_TIME):
+        end = min(start + QUERIES_AT_A_TIME, n_tokens)
+        scores = query[:, :, start:end] @ key[:, :, :end].transpose(2, 3) * scaling
+        places = torch.arange(end, device=query.device)
+        scores.masked_fill_(places[None, :] > places[start:, None], float("-inf"))
+        out[:, :, start:end] = scores.softmax(-1) @ value[:, :, :end]
+    return out.transpose(1, 2).contiguous(), None
+
+
+# transformers makes no mask for attention that it does not know.
+AttentionInterface.register("in_pieces", attention_in_pieces)
+
+
+class Reference:
+    """A GGUF file as a transformers model in float64, on a device of torch's."""
+
+    def __init__(self, path, device="cpu", attention=None):
+        file = GgufFile(path)
+        meta, tensors = file.meta, file.tensors
         self.arch = arch = meta["general.architecture"]
+        self.device = device
         key = lambda k, default=None: meta.get(f"{arch}.{k}", default)
-        tensors = {t.name: t for t in reader.tensors}
         self.d_model, self.n_heads = key("embedding_length"), key("attention.head_count")
         self.n_kv_heads = key("attention.head_count_kv", self.n_heads)
         self.d_head = key("attention.key_length", self.d_model // self.n_heads)
         self.n_layers = key("block_count")
         tied = "output.weight" not in tensors
-        n_vocab = int(tensors["token_embd.weight"].shape[1])
+        n_vocab = tensors["token_embd.weight"][0][0]
         n_dims = key("rope.dimension_count", self.d_head)
         base = key("rope.freq_base", 10000.0)
         scale = key("rope.scaling.factor", 1.0) if key("rope.scaling.type", "none") == "linear" else 1.0
-        freqs = tensors["rope_freqs.weight"].data if "rope_freqs.weight" in tensors else None
+        freqs = file.tensor("rope_freqs.weight") if "rope_freqs.weight" in tensors else None
         biased = "blk.0.attn_q.bias" in tensors
         common = dict(
             vocab_size=n_vocab, hidden_size=self.d_model, intermediate_size=key("feed_forward_length"),
             num_hidden_layers=self.n_layers, num_attention_heads=self.n_heads, num_key_value_heads=self.n_kv_heads,
             head_dim=self.d_head, hidden_act="silu", max_position_embeddings=key("context_length"),
             rms_norm_eps=key("attention.layer_norm_rms_epsilon"), tie_word_embeddings=tied,
-            rope_parameters={"rope_type": "default", "rope_theta": base}, attn_implementation="sdpa",
+            rope_parameters={"rope_type": "default", "rope_theta": base},
+            attn_implementation=attention or ("sdpa" if device == "cpu" else "in_pieces"),
         )
         if arch == "qwen2":
             self.module, config, cls = modeling_qwen2, Qwen2Config(**common), Qwen2ForCausalLM
@@ -110,31 +135,31 @@ class Reference:
         with torch.device("meta"):
             self.model = cls(config)
         state = {}
-        for name, t in tensors.items():
+        for name in tensors:
             if name == "rope_freqs.weight":
                 continue
-            x = gguf.quants.dequantize(t.data, t.tensor_type)
-            x = x.reshape([int(n) for n in reversed(t.shape)])
+            x = file.tensor(name)
             if arch == "llama" and ".attn_q." in name:
                 x = unpermute(x, self.n_heads)
             if arch == "llama" and ".attn_k." in name:
                 x = unpermute(x, self.n_kv_heads)
-            state[hf_name(name)] = torch.from_numpy(x.astype(np.float64))
+            state[hf_name(name)] = torch.tensor(x, device=device).double()
         if tied:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
         if arch == "llama" and biased:  # transformers' attention_bias covers o_proj too; GGUF has none
             for i in range(self.n_layers):
-                state[f"model.layers.{i}.self_attn.o_proj.bias"] = torch.zeros(self.d_model, dtype=torch.float64)
+                state[f"model.layers.{i}.self_attn.o_proj.bias"] = torch.zeros(self.d_model, device=device, dtype=torch.float64)
         self.model.load_state_dict(state, strict=True, assign=True)
         self.model.model.rotary_emb = RopeF64(base, self.d_head, n_dims, scale, freqs)
         self.model.eval()
         assert all(p.dtype == torch.float64 and not p.is_meta for p in self.model.parameters())
+        assert self.model.config._attn_implementation == common["attn_implementation"]
 
     def logits(self, ids, keep=0):
         """`[len(ids), n_vocab]` in double; only the rows in `keep` when given."""
-        keep = torch.tensor(keep) if keep else 0
-        out = self.model(input_ids=torch.tensor([ids]), use_cache=False, logits_to_keep=keep)
-        return out.logits[0].numpy()
+        keep = torch.tensor(keep, device=self.device) if keep else 0
+        ids = torch.tensor([ids], device=self.device)
+        return self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0].cpu().numpy()
 
     def greedy(self, ids, n, stop=()):
         """The next `n` most likely tokens, one after the other, up to and with the first of `stop`."""
@@ -151,7 +176,7 @@ class Reference:
         values, hooks, rope_calls = {}, [], []
 
         def keep(name, x):
-            values[name] = x.reshape(len(ids), -1)[positions].numpy().copy()
+            values[name] = x.reshape(len(ids), -1)[positions].cpu().numpy().copy()
 
         def on(module, name, of_input=False):
             hooks.append(module.register_forward_hook(
