@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod closeness;
 pub mod fake_executor;
 pub mod gguf;
 pub mod tiny_model;

@@ -3,115 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use test_support::closeness::{Closeness, MAX_MEAN_LOGPROB_ERROR, argmax, check_exempt, log_softmax, relative_error};
 use transformer::cpu::{Probe, Step};
 
 use crate::case::Case;
 use crate::sequence::{ProbeAt, Target, run};
-
-/// The largest relative 2-norm errors.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Gates {
-    /// Of a run's logits.
-    pub(crate) run: f64,
-    /// Of one position's logits, or of one step's values there. With an F16 cache single positions scatter to six times the
-    /// run's error: a few keys of nearly equal scores decide them.
-    pub(crate) one: f64,
-}
-
-impl Gates {
-    /// F32's own rounding is the only error.
-    pub(crate) const CPU_F32: Gates = Gates { run: 1e-4, one: 1e-4 };
-    /// An F16 cache rounds each key and value to 11 bits.
-    pub(crate) const CPU_F16: Gates = Gates { run: 5e-4, one: 2e-3 };
-    /// So does the GPU's, and activations that enter a product are rounded to 11 bits too.
-    #[cfg(feature = "cuda")]
-    pub(crate) const CUDA: Gates = Gates { run: 1e-3, one: 4e-3 };
-}
-
-/// The largest mean absolute difference of log-probabilities.
-const MAX_MEAN_LOGPROB_ERROR: f64 = 0.01;
-
-/// The largest share of positions whose greedy choice may be left unchecked, because the reference's lead of the best
-/// over the second is within twice the error.
-const MAX_EXEMPT: f64 = 0.02;
-
-/// How far a run's logits are from the reference's.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Closeness {
-    /// Relative 2-norm error of all logits together.
-    pub(crate) error: f64,
-    /// The largest of one position.
-    pub(crate) max_error: f64,
-    pub(crate) mean_logprob_error: f64,
-    pub(crate) n_positions: usize,
-    /// Positions where the reference's two best are too close to tell apart.
-    pub(crate) n_exempt: usize,
-    /// Positions, of those not exempt, where the greedy choice differs.
-    pub(crate) n_disagree: usize,
-}
-
-impl Closeness {
-    /// Compares `[n_positions, n_vocab]` with the reference.
-    pub(crate) fn of(got: &[f32], want: &[f32], n_vocab: usize) -> Closeness {
-        assert_eq!(got.len(), want.len());
-        let mut c = Closeness { error: relative_error(got, want), ..Closeness::default() };
-        let mut sum = 0.0;
-        for (got, want) in got.chunks_exact(n_vocab).zip(want.chunks_exact(n_vocab)) {
-            // `max` would pass over a NaN; an error that is not a number is as bad as can be.
-            let error = relative_error(got, want);
-            c.max_error = if error.is_nan() { f64::INFINITY } else { c.max_error.max(error) };
-            let (got_lp, want_lp) = (log_softmax(got), log_softmax(want));
-            sum += got_lp.iter().zip(&want_lp).map(|(g, w)| (g - w).abs()).sum::<f64>();
-            let largest = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - f64::from(*w)).abs()).fold(0.0, f64::max);
-            let best = argmax(want);
-            let second = (0..n_vocab).filter(|&i| i != best).map(|i| f64::from(want[i])).fold(f64::MIN, f64::max);
-            c.n_positions += 1;
-            if f64::from(want[best]) - second <= 2.0 * largest {
-                c.n_exempt += 1;
-            } else if argmax(got) != best {
-                c.n_disagree += 1;
-            }
-        }
-        c.mean_logprob_error = sum / got.len() as f64;
-        c
-    }
-
-    /// Whether all gates hold; `Err` says which does not.
-    pub(crate) fn check(&self, gates: Gates) -> Result<(), String> {
-        if self.error.is_nan() || self.error > gates.run {
-            return Err(format!("logits are off by {:.1e}, the gate is {:.0e}", self.error, gates.run));
-        }
-        if self.max_error > gates.one {
-            return Err(format!("a position is off by {:.1e}, the gate is {:.0e}", self.max_error, gates.one));
-        }
-        if self.mean_logprob_error.is_nan() || self.mean_logprob_error >= MAX_MEAN_LOGPROB_ERROR {
-            return Err(format!("log-probabilities are off by {:.1e} on average", self.mean_logprob_error));
-        }
-        if self.n_disagree > 0 {
-            return Err(format!("{} of {} greedy choices differ", self.n_disagree, self.n_positions));
-        }
-        Ok(())
-    }
-}
-
-/// `|got - want| / |want|`, in double.
-pub(crate) fn relative_error(got: &[f32], want: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let error: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(*g) - f64::from(*w))).sum();
-    let size: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
-    (error / size).sqrt()
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let max = logits.iter().map(|&x| f64::from(x)).fold(f64::MIN, f64::max);
-    let log_sum = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln();
-    logits.iter().map(|&x| f64::from(x) - max - log_sum).collect()
-}
-
-/// The lowest index of the largest.
-fn argmax(values: &[f32]) -> usize {
-    (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap()
-}
 
 /// Collects every step's values at some positions, under the reference's names.
 struct Recorder {
@@ -218,10 +114,7 @@ fn logits_and_greedy_choices_are_those_of_the_reference() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     // Of all runs together: a run of the haiku model has 18 positions, of which one would be too many.
     println!("{n_exempt} of {n_positions} greedy choices are exempt");
-    assert!(
-        (n_exempt as f64) < MAX_EXEMPT * n_positions as f64,
-        "{n_exempt} of {n_positions} greedy choices are exempt"
-    );
+    check_exempt(n_exempt, n_positions).unwrap();
 }
 
 /// One prompt of `models/haiku/golden.json`.

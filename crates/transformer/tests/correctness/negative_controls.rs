@@ -4,11 +4,11 @@
 //! arithmetic are at their best (F32 on the CPU), and the looser gate (F16's) must still tell; a GPU has its own.
 
 use gguf_parser::Gguf;
+use test_support::closeness::{Closeness, Gates};
 use transformer::{BLOCK_TOKENS, Batch, BlockId, ModelSpec, Role, RopePairs};
 use weight_loader::ModelFile;
 
 use crate::case::Case;
-use crate::golden::{Closeness, Gates};
 use crate::sequence::{Target, run};
 
 /// Runs a case with a fault and says how far off it is.

@@ -2,11 +2,10 @@
 
 use gguf_parser::Gguf;
 use quant::Isa;
+use test_support::closeness::Gates;
 use transformer::cpu::{CpuExecutor, CpuOptions, Probe};
 use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ExecutorError, KvType, ModelSpec, Role};
 use weight_loader::{ModelFile, Weights};
-
-use crate::golden::Gates;
 
 /// An executor that shows its steps.
 pub(crate) trait Watched: Executor {
