@@ -32,7 +32,16 @@ pub(crate) enum Target {
     #[cfg(feature = "cuda")]
     Cuda {
         graphs: bool,
+        dependent_launch: bool,
     },
+}
+
+/// What an executor has room for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) n_ctx: usize,
+    pub(crate) max_seqs: usize,
+    pub(crate) max_batch_tokens: usize,
 }
 
 impl Target {
@@ -40,7 +49,7 @@ impl Target {
     pub(crate) fn all() -> Vec<Target> {
         #[cfg(feature = "cuda")]
         if on_cuda() {
-            return vec![Target::Cuda { graphs: false }, Target::Cuda { graphs: true }];
+            return [false, true].map(|graphs| Target::Cuda { graphs, dependent_launch: true }).to_vec();
         }
         let cpu = |isa| [Target::Cpu(isa, KvType::F32), Target::Cpu(isa, KvType::F16)];
         Isa::available().into_iter().flat_map(cpu).collect()
@@ -50,12 +59,12 @@ impl Target {
     pub(crate) fn best() -> Target {
         #[cfg(feature = "cuda")]
         if on_cuda() {
-            return Target::Cuda { graphs: true };
+            return Target::Cuda { graphs: true, dependent_launch: true };
         }
         Target::Cpu(Isa::detect(), KvType::F32)
     }
 
-    /// With room for `max_seqs` sequences of `n_ctx` tokens.
+    /// With room for `max_seqs` sequences of `n_ctx` tokens, in steps of 128 rows.
     pub(crate) fn executor_for(
         self,
         file: &ModelFile,
@@ -63,22 +72,28 @@ impl Target {
         n_ctx: usize,
         max_seqs: usize,
     ) -> Box<dyn Watched> {
+        self.executor_with(file, spec, Setup { n_ctx, max_seqs, max_batch_tokens: 128 })
+    }
+
+    pub(crate) fn executor_with(self, file: &ModelFile, spec: ModelSpec, setup: Setup) -> Box<dyn Watched> {
+        let Setup { n_ctx, max_seqs, max_batch_tokens } = setup;
         let gguf = file.gguf().unwrap();
         match self {
             Target::Cpu(isa, kv_type) => {
                 let weights =
                     weight_loader::load(file, &gguf, &ModelSpec::from_gguf(&gguf).unwrap().tensors(), &mut |_| ());
-                let options = CpuOptions { n_ctx: Some(n_ctx), max_seqs, ..options(isa, kv_type) };
+                let options = CpuOptions { n_ctx: Some(n_ctx), max_seqs, max_batch_tokens, ..options(isa, kv_type) };
                 Box::new(CpuExecutor::new(spec, weights.unwrap(), options).unwrap())
             }
             #[cfg(feature = "cuda")]
-            Target::Cuda { graphs } => {
+            Target::Cuda { graphs, dependent_launch } => {
                 use transformer::cuda::{CudaExecutor, CudaOptions};
                 let options = CudaOptions {
                     n_ctx: Some(n_ctx),
                     max_seqs,
-                    max_batch_tokens: 128,
+                    max_batch_tokens,
                     graphs,
+                    dependent_launch,
                     ..CudaOptions::default()
                 };
                 Box::new(CudaExecutor::load(spec, file, &gguf, options, &mut |_, _| ()).unwrap())
@@ -109,7 +124,10 @@ impl std::fmt::Display for Target {
         match self {
             Target::Cpu(isa, kv_type) => write!(f, "{} {kv_type:?}", isa.name()),
             #[cfg(feature = "cuda")]
-            Target::Cuda { graphs } => write!(f, "cuda{}", if *graphs { " graphs" } else { "" }),
+            Target::Cuda { graphs, dependent_launch } => {
+                let graphs = if *graphs { " graphs" } else { "" };
+                write!(f, "cuda{graphs}{}", if *dependent_launch { "" } else { " serial" })
+            }
         }
     }
 }
