@@ -25,7 +25,7 @@ SEED = 7
 def wanted(n_tokens, about):
     """Powers of two less one, which are the ends of blocks and chunks, and the last position; of the others as many in short
     contexts as spread evenly."""
-    marks = [0, n_tokens - 1] + [2**i - 1 for i in range(20)]
+    marks = {0, n_tokens - 1} | {2**i - 1 for i in range(20) if 2**i <= n_tokens}
     n = max(about - len(marks), 0)
     evenly, short = np.linspace(1, n_tokens, n - n // 2), np.geomspace(1, n_tokens, n // 2)
     return sorted({int(p) for p in [*marks, *evenly, *short] if p < n_tokens})

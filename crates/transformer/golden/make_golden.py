@@ -7,7 +7,8 @@ For each case NAME, DIR gets
   NAME.gguf   the model (not for haiku, which is in models/haiku)
   NAME.json   token ids, positions, and an index of NAME.f32
   NAME.f32    every step's values at the positions above, and the logits of every token: raw little-endian float32
-With --haiku, `golden_logprobs.json` is written beside the model: greedy log-probabilities for the end-to-end run.
+With --haiku, two files are written beside the model: `golden_logprobs.json`, greedy log-probabilities for the end-to-end run, and
+`golden_minutes.json`, greedy answers to the prompts of all sixty minutes.
 
 Everything follows from the seeds below: the same script, with the pinned requirements, writes the same models byte for
 byte and the same values to the last digit that float32 keeps, give or take the order of additions in torch.
@@ -23,6 +24,7 @@ import numpy as np
 import gguf
 from gguf import GGMLQuantizationType as QT
 from gguf import GGUFWriter
+from tokenizers import Tokenizer
 
 from reference import Reference, permute
 
@@ -242,16 +244,47 @@ def make_haiku(model, out):
                           "top": [[int(t), round(float(lp[t]), 6) + 0.0] for t in order[:20]]})
         logprobs.append({"prompt": g["prompt"], "ids": g["ids"], "steps": steps})
     (model.parent / "golden_logprobs.json").write_text("[\n" + ",\n".join(json.dumps(p) for p in logprobs) + "\n]\n")
+    make_minutes(ref, model)
     probes = [len(golden[1]["ids"]) - 1, len(runs[1][0]) - 1]
     order = [runs[1], runs[0], runs[3]]  # the chat prompt with all its steps; logits of a raw one and of the shortest
     write_golden(out, "haiku", "the haiku model: a chat prompt step by step, and logits along three greedy answers",
                  "../../../../models/haiku/" + model.name, ref, order, probes)
 
 
+def minute_words():
+    small = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+             "eighteen nineteen").split()
+    tens = ["", "", "twenty", "thirty", "forty", "fifty"]
+    return [small[i] if i < 20 else tens[i // 10] + ("-" + small[i % 10] if i % 10 else "") for i in range(60)]
+
+
+def make_minutes(ref, model):
+    """Greedy answers to the haiku run's prompt with each minute's word and a nonce, and the best five tokens of every step."""
+    tokenizer = Tokenizer.from_file(str(model.parent / "tokenizer.json"))
+    ends = {tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_end|>")}
+    rng = np.random.Generator(np.random.PCG64(1))
+    letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"))
+    lines = []
+    for word in minute_words():
+        nonce = "".join(rng.choice(letters, 8))
+        prompt = f'Write a haiku about GPU computing that includes the word "{word}" (nonce: {nonce})'
+        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+        made = ref.greedy(ids, 100, ends)
+        steps = []
+        for row, token in zip(ref.logits(ids + made[:-1])[len(ids) - 1:], made):
+            lp = row - row.max() - np.log(np.exp(row - row.max()).sum())
+            order = np.argsort(-lp, kind="stable")[:5]
+            assert order[0] == token
+            steps.append([[int(t), round(float(lp[t]), 6) + 0.0] for t in order])
+        lines.append(json.dumps({"word": word, "prompt": prompt, "ids": ids, "greedy": made, "top": steps}))
+    (model.parent / "golden_minutes.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    print(f"golden_minutes.json: {len(lines)} prompts")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", type=Path, required=True, help="folder for the golden files")
-    ap.add_argument("--haiku", type=Path, help="the haiku model; its golden_logprobs.json is written beside it")
+    ap.add_argument("--haiku", type=Path, help="the haiku model; its golden_logprobs.json and golden_minutes.json are written beside it")
     ap.add_argument("--only", help="only the case of this name")
     args = ap.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

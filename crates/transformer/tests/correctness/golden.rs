@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use quant::Isa;
 use test_support::closeness::{Closeness, MAX_MEAN_LOGPROB_ERROR, argmax, check_exempt, log_softmax, relative_error};
 use transformer::cpu::{Probe, Step};
 
@@ -166,6 +167,55 @@ fn the_haiku_models_own_golden_files_hold() {
                 assert!(mean < MAX_MEAN_LOGPROB_ERROR && (of(step.id) - step.logprob).abs() < MAX_MEAN_LOGPROB_ERROR);
             }
         }
+    }
+}
+
+/// One prompt of `models/haiku/golden_minutes.json`.
+#[derive(serde::Deserialize)]
+struct Minute {
+    word: String,
+    ids: Vec<u32>,
+    greedy: Vec<u32>,
+    /// Before each greedy token: the best five with their log-probabilities, best first.
+    top: Vec<[(u32, f64); 5]>,
+}
+
+#[test]
+fn greedy_choices_over_sixty_minute_words_are_those_of_the_reference() {
+    let haiku = Case::read("haiku");
+    let path = haiku.model.parent().unwrap().join("golden_minutes.json");
+    let minutes: Vec<Minute> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(minutes.len(), 60);
+    let instructions = Isa::detect();
+    for target in
+        Target::all().into_iter().filter(|target| !matches!(target, Target::Cpu(isa, _) if *isa != instructions))
+    {
+        let mut executor = target.executor(haiku.bytes());
+        let (mut n_exempt, mut n_positions, mut largest) = (0, 0, 0.0f64);
+        for minute in &minutes {
+            // The reference's own answer, whatever this executor would have chosen.
+            let ids: Vec<u32> = minute.ids.iter().chain(&minute.greedy).copied().collect();
+            let logits = run(&mut *executor, &ids, minute.ids.len(), None);
+            let rows = logits.chunks_exact(logits.len() / ids.len()).skip(minute.ids.len() - 1);
+            for (i, (row, top)) in rows.zip(&minute.top).enumerate() {
+                let got = log_softmax(row);
+                let error = top.iter().map(|&(id, want)| (got[id as usize] - want).abs()).fold(0.0, f64::max);
+                let (word, choice, lead) = (&minute.word, argmax(row), top[0].1 - top[1].1);
+                assert!(got.iter().all(|x| x.is_finite()), "{target}: {word}, token {i}");
+                n_positions += 1;
+                largest = largest.max(error);
+                if lead <= 2.0 * error {
+                    n_exempt += 1;
+                    println!("{target}: {word}, token {i} is exempt: a lead of {lead:.1e}, an error of {error:.1e}");
+                } else {
+                    assert_eq!(choice as u32, minute.greedy[i], "{target}: {word}, token {i}, a lead of {lead:.1e}");
+                }
+            }
+        }
+        println!(
+            "{target}: {n_exempt} of {n_positions} choices exempt, log-probabilities off by {largest:.1e} at most"
+        );
+        check_exempt(n_exempt, n_positions).unwrap();
     }
 }
 
