@@ -27,14 +27,16 @@ pub(crate) struct Args {
 const MAX_BYTES: u64 = 40_000_000;
 
 /// Data of the checkout that the programs read, and the scripts of the full-size check.
-const DATA: [&str; 7] = [
+const DATA: [&str; 9] = [
     "crates/transformer/tests/correctness/snapshots",
     "crates/transformer/golden/data",
     "crates/transformer/golden/full_size.py",
+    "crates/transformer/golden/gguf_file.py",
     "crates/transformer/golden/reference.py",
     "models/haiku/haiku-qwen2-5.8m-f16.gguf",
     "models/haiku/golden.json",
     "models/haiku/golden_logprobs.json",
+    "models/haiku/golden_minutes.json",
 ];
 
 const SCRIPT: &str = include_str!("bundle_run.sh");

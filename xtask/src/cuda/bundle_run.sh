@@ -12,9 +12,10 @@
 #   SANITIZER_FILTER  as OP_FILTER, for the sanitizer, under which tests take many times as long
 #   DEVICE            where the worker is to compute; default: cuda
 #   MODEL             a GGUF file to measure; default: one with random weights, written to $WORK by the first step that needs it
+#                     (for full-size another, with large biases and activations)
 #   WORK              where large files go; default: /tmp/worker-orcd
 #   RANDOM_ARGS       for `xtask make-random`
-#   FULL_SIZE_ARGS    for full_size.py
+#   FULL_SIZE_ARGS    for full_size.py; default: --device $DEVICE --tokens 16385 --positions 240
 #   BENCH_ARGS        for `worker-orcd bench`
 #   HTTP_ARGS         for http_speed
 #   STEP_TIMEOUT      seconds that a step may take; default: 1200
@@ -31,7 +32,7 @@ device=${DEVICE:-cuda}
 export WORKER_TEST_ROOT=$here
 # Test libraries look for a checkout to write to.
 export INSTA_WORKSPACE_ROOT=$here INSTA_UPDATE=no PROPTEST_FAILURE_PERSISTENCE=off
-export WORKER_REQUIRE_GPU=${WORKER_REQUIRE_GPU:-1}
+export WORKER_REQUIRE_GPU=${WORKER_REQUIRE_GPU:-1} WORKER_TEST_DEVICE=$device
 golden=crates/transformer/golden
 
 # Shows a command, then runs it.
@@ -73,16 +74,20 @@ haiku() {
 }
 
 storm() {
-    WORKER_ORCD_BIN=$here/bin/worker-orcd WORKER_TEST_DEVICE=$device say tests/tests.storm --nocapture
+    WORKER_ORCD_BIN=$here/bin/worker-orcd say tests/tests.storm --nocapture
 }
 
+# Logits against transformers' in float64, and that a request's bits are its own, of a model that is hard on arithmetic.
 full_size() {
-    model || return 1
-    local name
-    name=$work/full-size-$(basename "$MODEL" .gguf)
+    local model=${MODEL:-$work/hard-f16.gguf} name failed=0
+    [ -s "$model" ] || say bin/xtask make-random --hard "$model" || return 1
+    name=$work/full-size-$(basename "$model" .gguf)
     # shellcheck disable=SC2086
-    [ -s "$name.f32" ] || say python3 "$golden/full_size.py" "$MODEL" --out "$name" ${FULL_SIZE_ARGS:-} || return 1
-    say bin/compare_logits "$MODEL" "$name.json" --device "$device"
+    [ -s "$name.json" ] || say python3 "$golden/full_size.py" "$model" --out "$name" \
+        ${FULL_SIZE_ARGS:---device $device --tokens 16385 --positions 240} || return 1
+    say bin/compare_logits "$model" "$name.json" --device "$device" || failed=1
+    WORKER_TEST_MODEL=$model say tests/transformer.correctness long_contexts --nocapture || failed=1
+    return $failed
 }
 
 bench() {
@@ -111,6 +116,7 @@ sanitizer() {
 note() {
     awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1) } tests = 1 }
          /ERROR SUMMARY|RACECHECK SUMMARY/ { s = s " " $0 }
+         /^all [0-9]+ positions: / { split($0, part, ";"); s = s "; " part[1] }
          /SKIPPED/ { skipped++ }
          NF > 1 && !verdict { last = $0 }
          /^(passed|FAILED): / { verdict = 1 } # of the haiku run, before its report

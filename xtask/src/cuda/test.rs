@@ -33,6 +33,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     println!("$ {}", shown(&ops));
     succeed(&mut ops)?;
     let mut tests = tests();
+    // Where a GPU has to be there, the tests of every executor are about it.
+    if std::env::var("WORKER_REQUIRE_GPU").as_deref() == Ok("1") && std::env::var_os("WORKER_TEST_DEVICE").is_none() {
+        tests.env("WORKER_TEST_DEVICE", "cuda");
+    }
     // Not captured, so that a test that skips is seen to.
     tests.args(&args.filter).args(["--", "--nocapture"]);
     println!("$ {}", shown(&tests));
