@@ -3,8 +3,8 @@
 // Shapes:   residual [.., d_model] f32; partials [n_partials, n_tokens, d_model] f32; weight [d_model] f32;
 //           out [n_tokens, out_pitch] f16.
 // Aliasing: none; the residual is updated in place.
-// Mapping:  one block of 256 threads per token; a thread keeps its elements in registers between the two passes, up to
-//           kKept of them, and reads the rest again.
+// Mapping:  one block of 256 threads per token, 16 bytes a thread at a time where rows allow it; a thread keeps 4 such
+//           vectors in registers between the two passes and reads the rest again. See norm.cuh.
 // Requires: out_pitch >= d_model; partials and rows not both.
 // Cost:     reads 4 (1 + n_partials) and writes 4 + 2 bytes an element; for one token it is latency: two trips to L2
 //           and one block-wide sum.
@@ -13,6 +13,8 @@
 // Source:   Zhang & Sennrich 2019. The bound: |silu(g) u| <= |g| |u| <= |gate row| |up row| |x|^2 (Cauchy-Schwarz).
 #include "dependency.cuh"
 #include "launch.h"
+#include "mma.cuh"
+#include "norm.cuh"
 #include "worker_cuda.h"
 
 #include <cuda_fp16.h>
@@ -20,82 +22,59 @@
 namespace orcd {
 namespace {
 
-constexpr int kThreads = 256;
-// Elements a thread keeps: 16 cover a d_model of 4,096.
-constexpr int kKept = 16;
+using namespace norm;
 
-// Sums of both values over the block, to every thread, always in the same order.
-__device__ float2 block_sum(float2 v) {
-    __shared__ float2 of_warps[kThreads / 32];
-    for (int offset = 16; offset > 0; offset /= 2) {
-        v.x += __shfl_xor_sync(~0u, v.x, offset);
-        v.y += __shfl_xor_sync(~0u, v.y, offset);
-    }
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = v;
-    __syncthreads();
-    float2 sum = make_float2(0, 0);
-    for (int i = 0; i < kThreads / 32; i++) {
-        sum.x += of_warps[i].x;
-        sum.y += of_warps[i].y;
-    }
-    return sum;
-}
-
-__global__ void __launch_bounds__(kThreads) block_per_token(orcd_rms_norm_args a) {
+template <int WIDTH> __global__ void __launch_bounds__(kThreads) block_per_token(orcd_rms_norm_args a) {
     let_successor_start();
-    const uint32_t token = blockIdx.x;
-    // Weights do not depend on the kernel before.
-    float w[kKept], x[kKept];
-#pragma unroll
-    for (int k = 0; k < kKept; k++) {
-        uint32_t i = threadIdx.x + k * kThreads;
-        w[k] = i < a.d_model ? a.weight[i] : 0;
-    }
+    const uint32_t token = blockIdx.x, n_vectors = a.d_model / WIDTH;
+    Weights<WIDTH, kKept> w;
+    w.load_from(a.weight, a.d_model);
     wait_for_predecessor();
     float *residual = a.residual + (size_t)(a.rows ? a.rows[token] : token) * a.d_model;
     const float *partials = a.partials + (size_t)token * a.d_model;
     const size_t partial_pitch = (size_t)a.n_tokens * a.d_model;
+    const bool writes_back = a.n_partials > 0;
 
-    auto updated = [&](uint32_t i) {
-        float v = residual[i];
-        for (uint32_t p = 0; p < a.n_partials; p++) v += partials[p * partial_pitch + i];
-        if (a.n_partials > 0) residual[i] = v;
-        return v;
-    };
-    float2 sum = make_float2(0, 0);  // of x^2, and of (x weight)^2
-    auto account = [&](float v, float weight) {
-        sum.x += v * v;
-        sum.y += (v * weight) * (v * weight);
-    };
+    Vector<WIDTH> x[kKept];
+    float2 sum = make_float2(0, 0);
 #pragma unroll
     for (int k = 0; k < kKept; k++) {
-        uint32_t i = threadIdx.x + k * kThreads;
-        x[k] = i < a.d_model ? updated(i) : 0;
-        account(x[k], w[k]);
+        const uint32_t i = threadIdx.x + k * kThreads;
+        x[k] = i < n_vectors ? updated<WIDTH>(residual, partials, a.n_partials, partial_pitch, i) : Vector<WIDTH>{};
+        account(sum, x[k], w.of[k]);
     }
-    for (uint32_t i = threadIdx.x + kKept * kThreads; i < a.d_model; i += kThreads) account(updated(i), a.weight[i]);
+    for (uint32_t i = threadIdx.x + kKept * kThreads; i < n_vectors; i += kThreads) {
+        const Vector<WIDTH> value = updated<WIDTH>(residual, partials, a.n_partials, partial_pitch, i);
+        if (writes_back) store(residual + i * WIDTH, value);
+        account(sum, value, load<WIDTH>(a.weight + i * WIDTH));
+    }
     sum = block_sum(sum);
 
-    const float inverse = 1.0f / sqrtf(sum.x / (float)a.d_model + a.eps);
+    const float inverse = inverse_of(sum, a.d_model, a.eps);
     __half *out = reinterpret_cast<__half *>(a.out) + (size_t)token * a.out_pitch;
-    auto write = [&](uint32_t i, float v, float weight) {
-        float y = v * inverse * weight;
-        out[i] = __float2half_rn(y * a.out_scale);
-        if (a.out_f32) a.out_f32[(size_t)token * a.d_model + i] = y;
+    auto write = [&](uint32_t i, const Vector<WIDTH> &value, const Vector<WIDTH> &weight) {
+        Vector<WIDTH> y;
+        for (int j = 0; j < WIDTH; j++) y.v[j] = value.v[j] * inverse * weight.v[j];
+        if (a.out_f32) store(a.out_f32 + (size_t)token * a.d_model + i * WIDTH, y);
+        if constexpr (WIDTH == 4) {
+            *reinterpret_cast<uint2 *>(out + i * 4) = make_uint2(pack_half2(y.v[0] * a.out_scale, y.v[1] * a.out_scale),
+                                                                 pack_half2(y.v[2] * a.out_scale, y.v[3] * a.out_scale));
+        } else {
+            out[i] = __float2half_rn(y.v[0] * a.out_scale);
+        }
     };
 #pragma unroll
     for (int k = 0; k < kKept; k++) {
-        uint32_t i = threadIdx.x + k * kThreads;
-        if (i < a.d_model) write(i, x[k], w[k]);
+        const uint32_t i = threadIdx.x + k * kThreads;
+        if (i >= n_vectors) continue;
+        write(i, x[k], w.of[k]);
+        if (writes_back) store(residual + i * WIDTH, x[k]);
     }
-    for (uint32_t i = threadIdx.x + kKept * kThreads; i < a.d_model; i += kThreads) write(i, residual[i], a.weight[i]);
+    for (uint32_t i = threadIdx.x + kKept * kThreads; i < n_vectors; i += kThreads)
+        write(i, load<WIDTH>(residual + i * WIDTH), load<WIDTH>(a.weight + i * WIDTH));
 
     if (a.ffn_bound > 0 && threadIdx.x == 0) {
-        float bound = a.ffn_bound * (inverse * inverse * sum.y);
-        int exponent = 0;
-        if (bound > 0 && bound < INFINITY) frexpf(bound, &exponent);  // bound <= 2^exponent
-        // 2^14 and not 2^15: the bound is of exact arithmetic. The limits keep both powers normal numbers.
-        exponent = max(-100, min(100, 14 - exponent));
+        const int exponent = ffn_exponent(a.ffn_bound, sum, inverse);
         a.ffn_scale[token] = ldexpf(1.0f, exponent);
         a.ffn_unscale[token] = ldexpf(1.0f, -exponent);
     }
@@ -109,5 +88,9 @@ extern "C" int32_t orcd_rms_norm(const orcd_rms_norm_args *args, orcd_stream str
     ORCD_REQUIRE(args->out_pitch >= args->d_model && args->out_scale > 0);
     ORCD_REQUIRE(args->n_partials == 0 || (args->partials && !args->rows));
     ORCD_REQUIRE(args->ffn_bound == 0 || (args->ffn_scale && args->ffn_unscale));
-    return orcd::launch(orcd::block_per_token, dim3(args->n_tokens), dim3(orcd::kThreads), 0, stream, *args);
+    const bool is_wide = args->d_model % 4 == 0 && args->out_pitch % 4 == 0 && orcd::is_aligned(args->residual, 16) &&
+                         orcd::is_aligned(args->partials, 16) && orcd::is_aligned(args->weight, 16) &&
+                         orcd::is_aligned(args->out, 8) && orcd::is_aligned(args->out_f32, 16);
+    const auto kernel = is_wide ? orcd::block_per_token<4> : orcd::block_per_token<1>;
+    return orcd::launch(kernel, dim3(args->n_tokens), dim3(orcd::kThreads), 0, stream, *args);
 }
