@@ -31,9 +31,29 @@ typedef struct orcd_decode_qkv {
     float *probe;                 /* [n_tokens, n_heads + 2 n_kv_heads, d_head]: before RoPE, for those who compare; or null */
 } orcd_decode_qkv;
 
+/* rms_norm of the rows of x by the product itself, for one or two tokens: each block normalises them for itself, which saves a
+ * launch. The same bits as orcd_rms_norm and then the product. QKV and GATE_UP. */
+typedef struct orcd_decode_norm {
+    const float *residual; /* [n_tokens, n_cols] */
+    const float *partials; /* [n_partials, n_tokens, n_cols]: added to it in this order */
+    uint32_t n_partials;
+    float *residual_out; /* [n_tokens, n_cols]: the sum; not the residual itself, which other blocks may still read */
+    const float *weight; /* [n_cols]; null: x is read instead */
+    float eps;
+    float scale;          /* a power of two: rows are rounded to halves times this */
+    float ffn_bound;      /* GATE_UP: as in orcd_rms_norm_args; ffn_scale and ffn_unscale are written */
+    float *ffn_scale;     /* [n_tokens] */
+    float *ffn_unscale;   /* [n_tokens] */
+} orcd_decode_norm;
+
+/* The most tokens and columns that a product normalises itself. */
+#define ORCD_DECODE_NORM_MAX_TOKENS 2
+#define ORCD_DECODE_NORM_MAX_COLS 1024
+
 typedef struct orcd_decode_matmul_args {
     orcd_matrix w[3]; /* as many as the output wants; of one n_cols */
-    const orcd_f16 *x; /* [n_tokens, x_pitch]: times x_scale; columns from n_cols to the next multiple of 32 are zero */
+    /* [n_tokens, x_pitch]: times x_scale; columns from n_cols to the next multiple of 32 are zero. Not read with `norm`. */
+    const orcd_f16 *x;
     uint32_t x_pitch;  /* halves; a multiple of 8, at least n_cols rounded up to 32 */
     float x_unscale;   /* products are multiplied by this: 1 / the power of two that x was stored times */
     const float *row_unscale; /* [n_tokens]: and by this; or null */
@@ -46,6 +66,7 @@ typedef struct orcd_decode_matmul_args {
     uint32_t act_pitch;
     const float *ffn_scale; /* GATE_UP: [n_tokens] */
     float *act_f32;         /* GATE_UP: [n_tokens, d_ff], unscaled: for those who compare; or null */
+    orcd_decode_norm norm;  /* zeros: x has been normalised */
 } orcd_decode_matmul_args;
 
 int32_t orcd_decode_matmul(const orcd_decode_matmul_args *args, orcd_stream stream);

@@ -13,7 +13,10 @@
 //           a token's bits do not either. Tolerance against the reference in test.cu.
 // Source:   the layout of operands is that of PTX ISA, "Matrix fragments for mma.m16n8k16".
 #include "dependency.cuh"
+#include "norm.cuh"
 #include "weights.cuh"
+
+#include <algorithm>
 
 namespace orcd {
 namespace {
@@ -115,173 +118,327 @@ __device__ __forceinline__ uint16_t half_bits(float v) {
     return __half_as_ushort(__float2half_rn(fminf(fmaxf(v, -65504.0f), 65504.0f)));
 }
 
+// What is done with a pair of sums, once they are there. What it needs of memory is fetched by `prepare`, before the sums are:
+// one load that depends on another costs as much as the product.
+template <int OUTPUT> struct Finish;
+
 // Bias, RoPE, and where a pair of one token goes.
-__device__ void finish_qkv(const orcd_decode_matmul_args &a, uint32_t pair, uint32_t token, float first, float second) {
-    const orcd_decode_qkv &o = a.qkv;
-    const uint32_t half = o.d_head / 2, head = pair / half, i = pair % half;
-    const uint2 at = rope_pair(o, i);
-    const RowRef row = row_of<ORCD_DECODE_QKV>(a, pair, false);
-    const uint32_t head_of_matrix = row.row / o.d_head;
-    if (o.bias[row.matrix]) {
-        first += o.bias[row.matrix][head_of_matrix * o.d_head + at.x];
-        second += o.bias[row.matrix][head_of_matrix * o.d_head + at.y];
+template <> struct Finish<ORCD_DECODE_QKV> {
+    uint32_t head, position, block;
+    uint2 at;
+    RowRef row;
+    float2 bias, turn;
+
+    __device__ __forceinline__ void prepare(const orcd_decode_matmul_args &a, uint32_t pair, uint32_t token) {
+        const orcd_decode_qkv &o = a.qkv;
+        const uint32_t half = o.d_head / 2, i = pair % half;
+        head = pair / half;
+        at = rope_pair(o, i);
+        row = row_of<ORCD_DECODE_QKV>(a, pair, false);
+        const uint32_t first_of_head = row.row / o.d_head * o.d_head;
+        const float *biases = row.matrix == 0 ? o.bias[0] : row.matrix == 1 ? o.bias[1] : o.bias[2];
+        bias = biases ? make_float2(biases[first_of_head + at.x], biases[first_of_head + at.y]) : make_float2(0, 0);
+        position = o.positions[token];
+        const bool is_real = position != kPaddingRow;
+        block = is_real && row.matrix > 0 ? o.block_table[o.table_start[token] + position / 16] : 0;
+        turn = make_float2(1, 0);
+        if (is_real && row.matrix < 2 && i < o.n_rope / 2)
+            turn = reinterpret_cast<const float2 *>(o.cos_sin)[(size_t)position * (o.n_rope / 2) + i];
     }
-    if (o.probe) {
-        float *probe = o.probe + ((size_t)token * (o.n_heads + 2 * o.n_kv_heads) + head) * o.d_head;
-        probe[at.x] = first;
-        probe[at.y] = second;
+
+    __device__ __forceinline__ void write(const orcd_decode_matmul_args &a, uint32_t token, float, float first, float second) const {
+        const orcd_decode_qkv &o = a.qkv;
+        const float x = first + bias.x, y = second + bias.y;
+        if (o.probe) {
+            float *probe = o.probe + ((size_t)token * (o.n_heads + 2 * o.n_kv_heads) + head) * o.d_head;
+            probe[at.x] = x;
+            probe[at.y] = y;
+        }
+        const float turned_x = x * turn.x - y * turn.y, turned_y = x * turn.y + y * turn.x;
+        const uint32_t head_of_matrix = row.row / o.d_head;
+        if (row.matrix == 0) {
+            float *q = o.q + ((size_t)token * o.n_heads + head_of_matrix) * o.d_head;
+            q[at.x] = turned_x;
+            q[at.y] = turned_y;
+            return;
+        }
+        if (position == kPaddingRow) return;
+        uint16_t *pool = reinterpret_cast<uint16_t *>(row.matrix == 1 ? o.k_pool : o.v_pool) +
+                         (((size_t)block * o.n_kv_heads + head_of_matrix) * 16 + position % 16) * o.d_head_pad;
+        pool[at.x] = half_bits(turned_x);
+        pool[at.y] = half_bits(turned_y);
+        // The columns that pad a head stay zero: whoever writes the head's first value sees to it.
+        if (at.x == 0)
+            for (uint32_t c = o.d_head; c < o.d_head_pad; c++) pool[c] = 0;
     }
-    const uint32_t position = o.positions[token];
-    if (row.matrix < 2 && i < o.n_rope / 2 && position != kPaddingRow) {
-        const float2 turn = reinterpret_cast<const float2 *>(o.cos_sin)[(size_t)position * (o.n_rope / 2) + i];
-        const float x = first, y = second;
-        first = x * turn.x - y * turn.y;
-        second = x * turn.y + y * turn.x;
+};
+
+template <> struct Finish<ORCD_DECODE_GATE_UP> {
+    uint32_t pair;
+    __device__ __forceinline__ void prepare(const orcd_decode_matmul_args &, uint32_t of, uint32_t) { pair = of; }
+
+    __device__ __forceinline__ void write(const orcd_decode_matmul_args &a, uint32_t token, float ffn_scale, float gate, float up) const {
+        const float act = gate / (1.0f + expf(-gate)) * up;
+        reinterpret_cast<__half *>(a.act)[(size_t)token * a.act_pitch + pair] = __float2half_rn(act * ffn_scale);
+        if (a.act_f32) a.act_f32[(size_t)token * a.w[0].n_rows + pair] = act;
     }
-    if (row.matrix == 0) {
-        float *q = o.q + ((size_t)token * o.n_heads + head_of_matrix) * o.d_head;
-        q[at.x] = first;
-        q[at.y] = second;
-        return;
+};
+
+// A block's rows: M tiles of 16. Rows beyond the last are computed as copies of the last and not written.
+template <int OUTPUT, int M> struct Rows {
+    RowRef of[M][2];
+    __device__ __forceinline__ void find(const orcd_decode_matmul_args &a, uint32_t first_pair, uint32_t last_pair, int g) {
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+#pragma unroll
+            for (int second = 0; second < 2; second++) {
+                of[m][second] = row_of<OUTPUT>(a, min(first_pair + m * kPairs + g, last_pair), second);
+                if (OUTPUT == ORCD_DECODE_STORE) of[m][second].row = min(of[m][second].row, a.w[0].n_rows - 1);
+            }
+        }
     }
-    if (position == kPaddingRow) return;
-    const uint32_t block = o.block_table[o.table_start[token] + position / 16];
-    uint16_t *pool = reinterpret_cast<uint16_t *>(row.matrix == 1 ? o.k_pool : o.v_pool) +
-                     (((size_t)block * o.n_kv_heads + head_of_matrix) * 16 + position % 16) * o.d_head_pad;
-    pool[at.x] = half_bits(first);
-    pool[at.y] = half_bits(second);
-    // The columns that pad a head stay zero: whoever writes the head's first pair sees to it.
-    if (i == 0) {
-        for (uint32_t c = o.d_head; c < o.d_head_pad; c++) pool[c] = 0;
+};
+
+// Where the activations come from: from memory, or from a norm that the block computes itself.
+template <bool NORM> struct Normalised {
+    __device__ __forceinline__ void prepare(const orcd_decode_matmul_args &) {}
+    __device__ __forceinline__ void compute(const orcd_decode_matmul_args &) {}
+    __device__ __forceinline__ const char *row(const orcd_decode_matmul_args &a, uint32_t token) const {
+        return reinterpret_cast<const char *>(a.x) + (size_t)token * a.x_pitch * 2;
     }
+    __device__ __forceinline__ float ffn_scale(const orcd_decode_matmul_args &a, uint32_t token) const {
+        return a.ffn_scale ? a.ffn_scale[token] : 1.0f;
+    }
+};
+
+__device__ __forceinline__ uint2 *normalised_rows() {
+    __shared__ uint2 rows[ORCD_DECODE_NORM_MAX_TOKENS * ORCD_DECODE_NORM_MAX_COLS / 4];
+    return rows;
 }
 
-__device__ void finish_gate_up(const orcd_decode_matmul_args &a, uint32_t pair, uint32_t token, float gate, float up) {
-    const float act = gate / (1.0f + expf(-gate)) * up;
-    reinterpret_cast<__half *>(a.act)[(size_t)token * a.act_pitch + pair] = __float2half_rn(act * a.ffn_scale[token]);
-    if (a.act_f32) a.act_f32[(size_t)token * a.w[0].n_rows + pair] = act;
-}
+// Vectors of 16 bytes that a thread has of a row: they take registers from the weights.
+constexpr int kNormKept = ORCD_DECODE_NORM_MAX_COLS / 4 / norm::kThreads;
 
-// M tiles of 16 rows and N tiles of 8 tokens a block.
-template <int FORMAT, int OUTPUT, int M, int N> __global__ void __launch_bounds__(kThreads) warp_per_slice(orcd_decode_matmul_args a) {
+template <> struct Normalised<true> {
+    norm::Weights<4, kNormKept> w;
+    float scales[ORCD_DECODE_NORM_MAX_TOKENS];
+
+    __device__ __forceinline__ void prepare(const orcd_decode_matmul_args &a) { w.load_from(a.norm.weight, a.w[0].n_cols); }
+
+    __device__ __forceinline__ void compute(const orcd_decode_matmul_args &a) {
+        const orcd_decode_norm &o = a.norm;
+        const uint32_t d_model = a.w[0].n_cols, n_vectors = d_model / 4, n_padded = div_ceil(d_model, ORCD_CHUNK) * (ORCD_CHUNK / 4);
+        const bool writes = blockIdx.x == 0;  // one block keeps what every block computes
+        for (uint32_t token = 0; token < a.n_tokens; token++) {
+            const size_t at = (size_t)token * d_model;
+            norm::Vector<4> x[kNormKept];
+            float2 sum = make_float2(0, 0);
+#pragma unroll
+            for (int k = 0; k < kNormKept; k++) {
+                const uint32_t i = threadIdx.x + k * norm::kThreads;
+                x[k] = norm::Vector<4>{};
+                if (i < n_vectors)
+                    x[k] = norm::updated<4>(o.residual + at, o.partials + at, o.n_partials, (size_t)a.n_tokens * d_model, i);
+                norm::account(sum, x[k], w.of[k]);
+            }
+            sum = norm::block_sum(sum);
+            const float inverse = norm::inverse_of(sum, d_model, o.eps);
+#pragma unroll
+            for (int k = 0; k < kNormKept; k++) {
+                const uint32_t i = threadIdx.x + k * norm::kThreads;
+                float y[4];
+                for (int j = 0; j < 4; j++) y[j] = x[k].v[j] * inverse * w.of[k].v[j] * o.scale;
+                if (i < n_padded)
+                    normalised_rows()[token * (ORCD_DECODE_NORM_MAX_COLS / 4) + i] = make_uint2(pack_half2(y[0], y[1]), pack_half2(y[2], y[3]));
+                if (writes && i < n_vectors) norm::store(o.residual_out + at + i * 4, x[k]);
+            }
+            scales[token] = 1.0f;
+            if (o.ffn_bound > 0) {
+                const int exponent = norm::ffn_exponent(o.ffn_bound, sum, inverse);
+                scales[token] = ldexpf(1.0f, exponent);
+                if (writes && threadIdx.x == 0) {
+                    o.ffn_scale[token] = scales[token];
+                    o.ffn_unscale[token] = ldexpf(1.0f, -exponent);
+                }
+            }
+            __syncthreads();  // the rows are there, and the next token's sums may be
+        }
+    }
+
+    __device__ __forceinline__ const char *row(const orcd_decode_matmul_args &, uint32_t token) const {
+        return reinterpret_cast<const char *>(normalised_rows()) + token * (ORCD_DECODE_NORM_MAX_COLS * 2);
+    }
+    __device__ __forceinline__ float ffn_scale(const orcd_decode_matmul_args &, uint32_t token) const {
+        return token == 0 ? scales[0] : scales[1];
+    }
+};
+
+// M tiles of 16 rows and N tiles of 8 tokens at a time. Blocks take such pieces in turn, and load the next one's weights before
+// they finish the last one's sums.
+template <int FORMAT, int OUTPUT, int M, int N, bool NORM>
+__global__ void __launch_bounds__(kThreads, N == 1 && !NORM ? 3 : 2) warp_per_slice(orcd_decode_matmul_args a) {
     constexpr int kRows = M * 2 * kPairs;
     constexpr int kTokens = N * 8;
     constexpr int kPitch = kRows + 4;  // so that the 32 stores of a fragment go to 32 banks
     constexpr int kAhead = ahead<FORMAT, M>();
+    constexpr int kOutputs = kTokens * kRows / 2;  // pairs
+    constexpr int kFinishes = (kOutputs + kThreads - 1) / kThreads;
     __shared__ float sums[kWarps][kTokens][kPitch];
 
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const uint32_t split = blockIdx.z, first_token = blockIdx.y * kTokens, first_pair = blockIdx.x * (M * kPairs);
-    const uint32_t last_pair = n_pairs<OUTPUT>(a) - 1;
+    const uint32_t split = blockIdx.z, first_token = blockIdx.y * kTokens;
+    const uint32_t n_here = min((uint32_t)kTokens, a.n_tokens - first_token);
+    const uint32_t last_pair = n_pairs<OUTPUT>(a) - 1, n_pieces = div_ceil(last_pair + 1, M * kPairs);
     const Slice slice = slice_of(a.w[0].n_cols, a.n_splits, split, warp);
 
     let_successor_start();
-    // Rows beyond the last are computed as copies of the last and not written.
-    RowRef rows[M][2];
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int second = 0; second < 2; second++) {
-            rows[m][second] = row_of<OUTPUT>(a, min(first_pair + m * kPairs + g, last_pair), second);
-            if (OUTPUT == ORCD_DECODE_STORE) rows[m][second].row = min(rows[m][second].row, a.w[0].n_rows - 1);
-        }
-    }
+    Normalised<NORM> normalised;
+    normalised.prepare(a);
+    Rows<OUTPUT, M> rows;
     RowPiece<FORMAT> pieces[kAhead][M][2];
     auto load = [&](int slot, uint32_t chunk) {
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
             for (int second = 0; second < 2; second++)
-                pieces[slot][m][second].load(a.w[rows[m][second].matrix], rows[m][second].row, chunk, t);
+                pieces[slot][m][second].load(a.w[rows.of[m][second].matrix], rows.of[m][second].row, chunk, t);
         }
     };
+    auto begin = [&](uint32_t piece) {
+        rows.find(a, piece * (M * kPairs), last_pair, g);
 #pragma unroll
-    for (int i = 0; i < kAhead; i++)
-        if (slice.begin + i < slice.end) load(i, slice.begin + i);
-
-    // The weights are on their way; the activations have to wait for the kernel that makes them.
-    wait_for_predecessor();
+        for (int i = 0; i < kAhead; i++)
+            if (slice.begin + i < slice.end) load(i, slice.begin + i);
+    };
+    begin(blockIdx.x);
     const char *x[N];
 #pragma unroll
     for (int n = 0; n < N; n++) {
         const uint32_t token = min(first_token + n * 8 + g, a.n_tokens - 1);
-        x[n] = reinterpret_cast<const char *>(a.x) + (size_t)token * a.x_pitch * 2 + t * 16;
+        x[n] = normalised.row(a, token) + t * 16;
     }
-    float c[M][N][4] = {};
-    for (uint32_t base = slice.begin; base < slice.end; base += kAhead) {
+
+    bool is_first = true;
+    for (uint32_t piece = blockIdx.x; piece < n_pieces; piece += gridDim.x) {
+        // Where the results go does not depend on the kernel before: positions and tables were there before the step.
+        Finish<OUTPUT == ORCD_DECODE_STORE ? ORCD_DECODE_GATE_UP : OUTPUT> finish[kFinishes];
+        const uint32_t first_pair = piece * (M * kPairs);
+        if constexpr (OUTPUT != ORCD_DECODE_STORE) {
 #pragma unroll
-        for (int i = 0; i < kAhead; i++) {
-            const uint32_t chunk = base + i;
-            if (chunk >= slice.end) break;
-            uint4 first[M], second[M];
-#pragma unroll
-            for (int m = 0; m < M; m++) {
-                first[m] = pieces[i][m][0].halves(a.w[rows[m][0].matrix].scale);
-                second[m] = pieces[i][m][1].halves(a.w[rows[m][1].matrix].scale);
+            for (int f = 0; f < kFinishes; f++) {
+                const uint32_t i = threadIdx.x + f * kThreads, pair = first_pair + i % (kRows / 2);
+                if (i / (kRows / 2) < n_here && pair <= last_pair) finish[f].prepare(a, pair, first_token + i / (kRows / 2));
             }
-            if (chunk + kAhead < slice.end) load(i, chunk + kAhead);
+        }
+        // The weights are on their way; the activations have to wait for the kernel that makes them.
+        if (is_first) {
+            wait_for_predecessor();
+            normalised.compute(a);
+        }
+
+        float c[M][N][4] = {};
+        for (uint32_t base = slice.begin; base < slice.end; base += kAhead) {
 #pragma unroll
-            for (int n = 0; n < N; n++) {
-                const uint4 b = *reinterpret_cast<const uint4 *>(x[n] + chunk * 64);
+            for (int i = 0; i < kAhead; i++) {
+                const uint32_t chunk = base + i;
+                if (chunk >= slice.end) break;
+                uint4 first[M], second[M];
 #pragma unroll
                 for (int m = 0; m < M; m++) {
-                    mma_16816(c[m][n], first[m].x, second[m].x, first[m].y, second[m].y, b.x, b.y);
-                    mma_16816(c[m][n], first[m].z, second[m].z, first[m].w, second[m].w, b.z, b.w);
+                    first[m] = pieces[i][m][0].halves(a.w[rows.of[m][0].matrix].scale);
+                    second[m] = pieces[i][m][1].halves(a.w[rows.of[m][1].matrix].scale);
+                }
+                if (chunk + kAhead < slice.end) load(i, chunk + kAhead);
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    const uint4 b = *reinterpret_cast<const uint4 *>(x[n] + chunk * 64);
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+                        mma_16816(c[m][n], first[m].x, second[m].x, first[m].y, second[m].y, b.x, b.y);
+                        mma_16816(c[m][n], first[m].z, second[m].z, first[m].w, second[m].w, b.z, b.w);
+                    }
                 }
             }
         }
-    }
-#pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) sums[warp][n * 8 + 2 * t + i % 2][m * 16 + g + i / 2 * 8] = c[m][n][i];
-        }
-    }
-    __syncthreads();
+        if (piece + gridDim.x < n_pieces) begin(piece + gridDim.x);
 
-    // The 8 warps' sums are added in order.
-    auto total = [&](uint32_t token, uint32_t row, float scale) {
-        float sum = 0;
+        if (!is_first) __syncthreads();  // nobody reads the piece before's sums any more
+        is_first = false;
 #pragma unroll
-        for (int w = 0; w < kWarps; w++) sum += sums[w][token][row];
-        sum *= a.x_unscale / scale;  // powers of two
-        return a.row_unscale ? sum * a.row_unscale[first_token + token] : sum;
-    };
-    const uint32_t n_here = min((uint32_t)kTokens, a.n_tokens - first_token);
-    if constexpr (OUTPUT == ORCD_DECODE_STORE) {
-        for (uint32_t i = threadIdx.x; i < n_here * kRows; i += kThreads) {
-            const uint32_t token = i / kRows, row = blockIdx.x * kRows + i % kRows;
-            if (row < a.w[0].n_rows) {
-                a.out[((size_t)split * a.n_tokens + first_token + token) * a.w[0].n_rows + row] =
-                    total(token, i % kRows, a.w[0].scale);
+        for (int m = 0; m < M; m++) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) sums[warp][n * 8 + 2 * t + i % 2][m * 16 + g + i / 2 * 8] = c[m][n][i];
             }
         }
-    } else {
-        for (uint32_t i = threadIdx.x; i < n_here * (kRows / 2); i += kThreads) {
-            const uint32_t token = i / (kRows / 2), pair_of_tile = i % (kRows / 2), pair = first_pair + pair_of_tile;
-            if (pair > last_pair) continue;
-            const uint32_t row = pair_of_tile / kPairs * 2 * kPairs + pair_of_tile % kPairs;
-            const RowRef refs[2] = {row_of<OUTPUT>(a, pair, false), row_of<OUTPUT>(a, pair, true)};
-            const float first = total(token, row, a.w[refs[0].matrix].scale);
-            const float second = total(token, row + kPairs, a.w[refs[1].matrix].scale);
-            if constexpr (OUTPUT == ORCD_DECODE_QKV) finish_qkv(a, pair, first_token + token, first, second);
-            else finish_gate_up(a, pair, first_token + token, first, second);
+        __syncthreads();
+
+        // The 8 warps' sums are added in order.
+        auto total = [&](uint32_t token, uint32_t row, float scale) {
+            float sum = 0;
+#pragma unroll
+            for (int w = 0; w < kWarps; w++) sum += sums[w][token][row];
+            sum *= a.x_unscale / scale;  // powers of two
+            return a.row_unscale ? sum * a.row_unscale[first_token + token] : sum;
+        };
+        if constexpr (OUTPUT == ORCD_DECODE_STORE) {
+            for (uint32_t i = threadIdx.x; i < n_here * kRows; i += kThreads) {
+                const uint32_t token = i / kRows, row = piece * kRows + i % kRows;
+                if (row < a.w[0].n_rows) {
+                    a.out[((size_t)split * a.n_tokens + first_token + token) * a.w[0].n_rows + row] =
+                        total(token, i % kRows, a.w[0].scale);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int f = 0; f < kFinishes; f++) {
+                const uint32_t i = threadIdx.x + f * kThreads;
+                const uint32_t token = i / (kRows / 2), pair_of_piece = i % (kRows / 2), pair = first_pair + pair_of_piece;
+                if (token >= n_here || pair > last_pair) continue;
+                const uint32_t row = pair_of_piece / kPairs * 2 * kPairs + pair_of_piece % kPairs;
+                const uint32_t of[2] = {row_of<OUTPUT>(a, pair, false).matrix, row_of<OUTPUT>(a, pair, true).matrix};
+                const float first = total(token, row, a.w[of[0]].scale);
+                const float second = total(token, row + kPairs, a.w[of[1]].scale);
+                finish[f].write(a, first_token + token, normalised.ffn_scale(a, first_token + token), first, second);
+            }
         }
     }
 }
 
-template <int FORMAT, int OUTPUT, int M, int N> int32_t launch_tile(const orcd_decode_matmul_args &a, orcd_stream stream) {
-    const dim3 grid(div_ceil(n_pairs<OUTPUT>(a), M * kPairs), div_ceil(a.n_tokens, N * 8), a.n_splits);
-    return launch(warp_per_slice<FORMAT, OUTPUT, M, N>, grid, dim3(kThreads), 0, stream, a);
+// Blocks of a kernel that the current device holds at once.
+template <class Kernel> uint32_t resident_blocks(Kernel kernel) {
+    int device = 0, n_sms = 0, per_sm = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return 0;
+    if (cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 0;
+    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, kThreads, 0) != cudaSuccess) return 0;
+    return (uint32_t)(n_sms * per_sm);
 }
 
-// The number of tokens chooses how many of them share a block, which changes no sum.
+template <int FORMAT, int OUTPUT, int M, int N, bool NORM = false>
+int32_t launch_tile(const orcd_decode_matmul_args &a, orcd_stream stream) {
+    const auto kernel = warp_per_slice<FORMAT, OUTPUT, M, N, NORM>;
+    const uint32_t n_pieces = div_ceil(n_pairs<OUTPUT>(a), M * kPairs), n_columns = div_ceil(a.n_tokens, N * 8);
+    // Any number of blocks gives the same sums; as many as the device holds keep it busy without a second wave. Asked once: the
+    // devices of one process are assumed to be alike here.
+    static const uint32_t n_resident = resident_blocks(kernel);
+    const uint32_t n_at_once = std::max(1u, n_resident / (n_columns * a.n_splits));
+    // Every block takes as many pieces as any other, or one fewer.
+    const uint32_t n_blocks = div_ceil(n_pieces, div_ceil(n_pieces, n_at_once));
+    const dim3 grid(n_blocks, n_columns, a.n_splits);
+    return launch(kernel, grid, dim3(kThreads), 0, stream, a);
+}
+
+// The number of tokens chooses how many of them share a block, and how many rows: which changes no sum. Few rows at a time
+// where more would leave SMs without work.
 template <int FORMAT, int OUTPUT> int32_t launch_output(const orcd_decode_matmul_args &a, orcd_stream stream) {
+    if constexpr (OUTPUT != ORCD_DECODE_STORE) {
+        if (a.norm.weight) return launch_tile<FORMAT, OUTPUT, 1, 1, true>(a, stream);
+    }
     if (a.n_tokens <= 8) return launch_tile<FORMAT, OUTPUT, 1, 1>(a, stream);
     if (a.n_tokens <= 16) return launch_tile<FORMAT, OUTPUT, 1, 2>(a, stream);
-    return launch_tile<FORMAT, OUTPUT, 2, 4>(a, stream);
+    const uint32_t n_wide = div_ceil(n_pairs<OUTPUT>(a), 2 * kPairs) * div_ceil(a.n_tokens, 32) * a.n_splits;
+    return n_wide < kEnoughBlocks ? launch_tile<FORMAT, OUTPUT, 1, 4>(a, stream) : launch_tile<FORMAT, OUTPUT, 2, 4>(a, stream);
 }
 
 template <int OUTPUT> int32_t launch_format(const orcd_decode_matmul_args &a, uint32_t n_matrices, orcd_stream stream) {
@@ -304,14 +461,26 @@ bool is_qkv(const orcd_decode_matmul_args &a) {
            a.w[1].n_rows == o.n_kv_heads * o.d_head && a.w[2].n_rows == o.n_kv_heads * o.d_head;
 }
 
+bool is_norm(const orcd_decode_matmul_args &a) {
+    const orcd_decode_norm &o = a.norm;
+    const bool is_wide = is_aligned(o.residual, 16) && is_aligned(o.partials, 16) && is_aligned(o.residual_out, 16) && is_aligned(o.weight, 16);
+    return a.n_tokens <= ORCD_DECODE_NORM_MAX_TOKENS && a.w[0].n_cols <= ORCD_DECODE_NORM_MAX_COLS && a.w[0].n_cols % 4 == 0 &&
+           o.residual && o.residual_out && o.residual_out != o.residual && (o.partials || o.n_partials == 0) && is_wide &&
+           o.scale > 0 && (a.output != ORCD_DECODE_GATE_UP || (o.ffn_bound > 0 && o.ffn_scale && o.ffn_unscale));
+}
+
 }  // namespace
 }  // namespace orcd
 
 extern "C" uint32_t orcd_decode_matmul_splits(uint32_t n_rows, uint32_t n_cols) {
-    const uint32_t n_tiles = orcd::div_ceil(n_rows, 2 * orcd::kPairs);
-    const uint32_t by_width = orcd::div_ceil(n_cols, ORCD_CHUNK) / orcd::kMinSplitChunks;
+    const uint32_t n_tiles = orcd::div_ceil(n_rows, 2 * orcd::kPairs), n_chunks = orcd::div_ceil(n_cols, ORCD_CHUNK);
+    // So many that a narrow matrix has blocks for every SM, unless warps were left without work;
+    const uint32_t by_width = n_chunks / orcd::kMinSplitChunks;
     const uint32_t wanted = orcd::div_ceil(orcd::kEnoughBlocks, n_tiles);
     uint32_t n_splits = wanted < by_width ? wanted : by_width;
+    // and where it is deep, so many that a warp has all its loads under way at once.
+    const uint32_t by_depth = orcd::div_ceil(n_chunks, orcd::kWarps * orcd::ahead<ORCD_FORMAT_F16, 1>());
+    if (n_tiles < orcd::kEnoughBlocks && n_splits < by_depth) n_splits = by_depth;
     if (n_splits > orcd::kMaxSplits) n_splits = orcd::kMaxSplits;
     return n_splits > 0 ? n_splits : 1;
 }
@@ -322,8 +491,13 @@ extern "C" int32_t orcd_decode_matmul(const orcd_decode_matmul_args *args, orcd_
     const uint32_t n_matrices = a.output == ORCD_DECODE_QKV ? 3 : a.output == ORCD_DECODE_GATE_UP ? 2 : 1;
     for (uint32_t i = 0; i < n_matrices; i++)
         ORCD_REQUIRE(orcd::is_matrix(a.w[i]) && a.w[i].n_cols == a.w[0].n_cols);
-    ORCD_REQUIRE(a.x && orcd::is_aligned(a.x, 16) && a.x_pitch % 8 == 0);
-    ORCD_REQUIRE(a.x_pitch >= orcd::div_ceil(a.w[0].n_cols, ORCD_CHUNK) * ORCD_CHUNK && a.x_unscale > 0);
+    if (a.norm.weight) {
+        ORCD_REQUIRE(a.output != ORCD_DECODE_STORE && orcd::is_norm(a));
+    } else {
+        ORCD_REQUIRE(a.x && orcd::is_aligned(a.x, 16) && a.x_pitch % 8 == 0);
+        ORCD_REQUIRE(a.x_pitch >= orcd::div_ceil(a.w[0].n_cols, ORCD_CHUNK) * ORCD_CHUNK);
+    }
+    ORCD_REQUIRE(a.x_unscale > 0);
     ORCD_REQUIRE(a.n_tokens > 0 && a.n_tokens <= 65535 * 32u && a.n_splits > 0 && a.n_splits <= 65535);
     switch (a.output) {
         case ORCD_DECODE_STORE:
@@ -333,7 +507,7 @@ extern "C" int32_t orcd_decode_matmul(const orcd_decode_matmul_args *args, orcd_
             ORCD_REQUIRE(a.n_splits == 1 && orcd::is_qkv(a));
             return orcd::launch_format<ORCD_DECODE_QKV>(a, n_matrices, stream);
         default:
-            ORCD_REQUIRE(a.n_splits == 1 && a.act && a.ffn_scale && a.w[0].n_rows == a.w[1].n_rows);
+            ORCD_REQUIRE(a.n_splits == 1 && a.act && (a.ffn_scale || a.norm.weight) && a.w[0].n_rows == a.w[1].n_rows);
             ORCD_REQUIRE(a.act_pitch >= a.w[0].n_rows);
             return orcd::launch_format<ORCD_DECODE_GATE_UP>(a, n_matrices, stream);
     }

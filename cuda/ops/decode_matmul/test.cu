@@ -276,3 +276,68 @@ TEST(decode_matmul_refuses_what_it_cannot_do) {
     CHECK(refused([](orcd_decode_matmul_args &a) { a.output = 7; }), "an unknown output");
     CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].values = (const char *)a.w[0].values + 8; }), "unaligned values");
 }
+
+TEST(decode_matmul_normalises_as_rms_norm_does) {
+    Random random(6);
+    for (uint32_t d_model : {36u, 96u, 896u, 1024u}) {
+        for (uint32_t n_tokens : {1u, 2u}) {
+            for (uint32_t n_partials : {0u, 2u, 7u}) {
+                const uint32_t d_ff = 200, pitch = (d_model + 31) / 32 * 32, act_pitch = 224;
+                TestMatrix gate(ORCD_FORMAT_F16, d_ff, d_model, random, 0.1f), up(ORCD_FORMAT_F16, d_ff, d_model, random, 0.1f);
+                const std::vector<float> before = random.normals((size_t)n_tokens * d_model, 3.0f);
+                Guarded<float> residual(before), partials(random.normals((size_t)n_partials * n_tokens * d_model + 1));
+                Guarded<float> weight(random.normals(d_model)), residual_out((size_t)n_tokens * d_model);
+                Guarded<float> scale(n_tokens), unscale(n_tokens), fused_scale(n_tokens), fused_unscale(n_tokens);
+                Guarded<__half> x(std::vector<__half>((size_t)n_tokens * pitch, __float2half_rn(0.0f)));
+                Guarded<__half> act(std::vector<__half>((size_t)n_tokens * act_pitch)), fused(std::vector<__half>((size_t)n_tokens * act_pitch));
+
+                orcd_decode_matmul_args a{};
+                a.w[0] = gate.matrix;
+                a.w[1] = up.matrix;
+                a.x_unscale = 0.125f;
+                a.n_tokens = n_tokens;
+                a.n_splits = 1;
+                a.output = ORCD_DECODE_GATE_UP;
+                a.act = reinterpret_cast<orcd_f16 *>(fused.get());
+                a.act_pitch = act_pitch;
+                a.norm.residual = residual.get();
+                a.norm.partials = partials.get();
+                a.norm.n_partials = n_partials;
+                a.norm.residual_out = residual_out.get();
+                a.norm.weight = weight.get();
+                a.norm.eps = 1e-6f;
+                a.norm.scale = 8.0f;
+                a.norm.ffn_bound = 2.0f;
+                a.norm.ffn_scale = fused_scale.get();
+                a.norm.ffn_unscale = fused_unscale.get();
+                CUDA(orcd_decode_matmul(&a, nullptr));
+                CHECK(same_bits(residual.read(), before), "the residual was written");
+
+                orcd_rms_norm_args n{};
+                n.residual = residual.get();
+                n.partials = partials.get();
+                n.n_partials = n_partials;
+                n.weight = weight.get();
+                n.eps = 1e-6f;
+                n.out_scale = 8.0f;
+                n.out = reinterpret_cast<orcd_f16 *>(x.get());
+                n.out_pitch = pitch;
+                n.ffn_bound = 2.0f;
+                n.ffn_scale = scale.get();
+                n.ffn_unscale = unscale.get();
+                n.n_tokens = n_tokens;
+                n.d_model = d_model;
+                CUDA(orcd_rms_norm(&n, nullptr));
+                a.norm = orcd_decode_norm{};
+                a.x = reinterpret_cast<orcd_f16 *>(x.get());
+                a.x_pitch = pitch;
+                a.act = reinterpret_cast<orcd_f16 *>(act.get());
+                a.ffn_scale = scale.get();
+                CUDA(orcd_decode_matmul(&a, nullptr));
+                CHECK(same_bits(act.read(), fused.read()), "d_model %u, %u tokens, %u partials: products differ", d_model, n_tokens, n_partials);
+                CHECK(same_bits(residual.read(), residual_out.read()), "d_model %u: residuals differ", d_model);
+                CHECK(same_bits(scale.read(), fused_scale.read()) && same_bits(unscale.read(), fused_unscale.read()), "scales differ");
+            }
+        }
+    }
+}

@@ -113,6 +113,10 @@ impl Plan {
     }
 
     fn place_vector(&mut self, name: &str, n_values: usize) {
+        if !name.ends_with(".bias") {
+            // Norms are read 16 bytes at a time; the biases of q, k and v follow each other without a gap.
+            self.n_vector_values = self.n_vector_values.next_multiple_of(4);
+        }
         self.vectors.insert(name.to_owned(), (self.n_vector_values, n_values));
         self.n_vector_values += n_values;
     }

@@ -8,6 +8,9 @@ use super::arena::{CHUNK, MatrixAt};
 use super::model::Model;
 use crate::ModelSpec;
 
+/// The most rows that products normalise themselves.
+const MAX_FUSED: usize = sys::ORCD_DECODE_NORM_MAX_TOKENS as usize;
+
 /// Numbers of 32 bits in an `orcd_sample_choice`.
 pub(super) const CHOICE_WORDS: usize = size_of::<sys::orcd_sample_choice>() / 4;
 
@@ -80,6 +83,9 @@ pub(super) fn dequantized_len(matrix: &MatrixAt) -> usize {
 pub(super) struct Buffers {
     /// The residual stream. `[rows, d_model]`
     pub(super) residual: DeviceBuffer<f32>,
+    /// The residual stream between the halves of a layer, where products normalise it themselves: some blocks still read the
+    /// one while another writes the other. `[2, d_model]`
+    pub(super) updated: DeviceBuffer<f32>,
     /// What a norm made of it. `[rows, model_pitch]`
     pub(super) normed: DeviceBuffer<f16>,
     /// Prompt rows' queries, keys and values. `[rows, d_qkv]`
@@ -155,6 +161,7 @@ impl Sizes {
     /// Bytes of all buffers.
     pub(super) fn n_bytes(&self, w: &Widths) -> u64 {
         let floats = self.rows * (w.d_model + w.d_qkv + w.d_q + 2)
+            + MAX_FUSED * w.d_model
             + w.max_splits() * self.slots * w.d_model
             + (self.slots + self.samples) * w.n_vocab
             + self.attn_partials
@@ -173,6 +180,7 @@ impl Buffers {
         let Sizes { rows, slots, samples, .. } = *sizes;
         Ok(Self {
             residual: device.alloc_zeroed(rows * w.d_model)?,
+            updated: device.alloc_zeroed(MAX_FUSED * w.d_model)?,
             normed: device.alloc_zeroed(rows * w.model_pitch)?,
             qkv: device.alloc_zeroed(rows * w.d_qkv)?,
             q: device.alloc_zeroed(rows * w.d_q)?,

@@ -103,8 +103,11 @@ impl Forward {
         stream: &Stream,
         tap: &mut Option<Tap<'_>>,
     ) -> Result<(), CudaError> {
-        let norm = self.model.layers[i].attn_norm;
-        self.norm(norm, None, n, n_partials, None, stream, tap)?;
+        let fuses = self.fuses_norms(n, tap);
+        if !fuses {
+            let norm = self.model.layers[i].attn_norm;
+            self.norm(norm, None, n, n_partials, None, stream, tap)?;
+        }
         if let Some(tap) = tap {
             tap.see(Probed::AttnNorm, i, n, self.widths.d_model, stream)?;
         }
@@ -118,6 +121,11 @@ impl Forward {
             *to = matrix.raw(&model.arena);
         }
         args.output = sys::ORCD_DECODE_QKV;
+        if fuses {
+            args.norm =
+                fused_norm(spec, model, layer.attn_norm, b.residual.as_ptr(), b.updated.as_mut_ptr(), n_partials);
+            args.norm.partials = b.partials.as_ptr();
+        }
         args.qkv = sys::orcd_decode_qkv {
             bias,
             cos_sin: b.cos_sin.as_ptr(),
@@ -161,8 +169,10 @@ impl Forward {
                 n_kv_heads: spec.n_kv_heads as u32,
                 d_head: spec.d_head as u32,
                 d_head_pad: w.d_head_pad as u32,
-                n_blocks: *attn_blocks,
-                reads_ahead: 0,
+                n_blocks: attention_blocks(*attn_blocks, n),
+                // Positions and tables are uploaded before the step; keys and values of earlier positions were written by
+                // earlier steps, which the host has waited for.
+                reads_ahead: 1,
             }
         );
         if let Some(tap) = tap {
@@ -186,14 +196,27 @@ impl Forward {
         stream: &Stream,
         tap: &mut Option<Tap<'_>>,
     ) -> Result<(), CudaError> {
-        let (norm, bound) = (self.model.layers[i].ffn_norm, self.model.layers[i].ffn_bound);
-        self.norm(norm, None, n, self.widths.attn_splits, Some(bound), stream, tap)?;
+        let fuses = self.fuses_norms(n, tap);
+        if !fuses {
+            let (norm, bound) = (self.model.layers[i].ffn_norm, self.model.layers[i].ffn_bound);
+            self.norm(norm, None, n, self.widths.attn_splits, Some(bound), stream, tap)?;
+        }
         if let Some(tap) = tap {
             tap.see(Probed::FfnNorm, i, n, self.widths.d_model, stream)?;
         }
-        let Self { widths: w, model, buffers: b, .. } = self;
+        let Self { spec, widths: w, model, buffers: b, .. } = self;
         let layer = &model.layers[i];
         let mut args = matmul_args(&layer.gate, &b.normed, w.model_pitch, layer.ffn_norm.scale, n, &model.arena);
+        if fuses {
+            // The attention half left the residual in `updated`; this half leaves it where it was.
+            let n_partials = w.attn_splits;
+            args.norm =
+                fused_norm(spec, model, layer.ffn_norm, b.updated.as_ptr(), b.residual.as_mut_ptr(), n_partials);
+            args.norm.partials = b.partials.as_ptr();
+            args.norm.ffn_bound = layer.ffn_bound;
+            args.norm.ffn_scale = b.ffn_scale.as_mut_ptr();
+            args.norm.ffn_unscale = b.ffn_unscale.as_mut_ptr();
+        }
         args.w[1] = layer.up.raw(&model.arena);
         args.output = sys::ORCD_DECODE_GATE_UP;
         args.act = b.act.as_mut_ptr();
@@ -213,6 +236,13 @@ impl Forward {
             tap.partials(Probed::Ffn, i, n, &b.partials, w.ffn_splits, Some(&b.residual), stream)?;
         }
         Ok(())
+    }
+
+    /// Whether products normalise their rows themselves. A step that is watched shows the norms, so it does not.
+    fn fuses_norms(&self, n: usize, tap: &Option<Tap<'_>>) -> bool {
+        let (max_tokens, max_cols) = (sys::ORCD_DECODE_NORM_MAX_TOKENS, sys::ORCD_DECODE_NORM_MAX_COLS);
+        let d_model = self.widths.d_model;
+        tap.is_none() && n <= max_tokens as usize && d_model <= max_cols as usize && d_model.is_multiple_of(4)
     }
 
     /// Prompt rows: from tokens to the logits of those that are sampled, or what is chosen from them.
@@ -562,6 +592,33 @@ fn prepared(
         sys::orcd_dequantize_args { w: matrix.raw(&model.arena), out: out.as_mut_ptr(), out_pitch }
     );
     Ok(out.as_mut_ptr())
+}
+
+/// A norm that a product computes itself; the caller adds where the partials are.
+fn fused_norm(
+    spec: &ModelSpec,
+    model: &Model,
+    norm: Norm,
+    residual: *const f32,
+    residual_out: *mut f32,
+    n_partials: usize,
+) -> sys::orcd_decode_norm {
+    sys::orcd_decode_norm {
+        residual,
+        n_partials: n_partials as u32,
+        residual_out,
+        weight: vector(model, norm.weight),
+        eps: spec.rms_eps,
+        scale: norm.scale,
+        ..Default::default()
+    }
+}
+
+/// Blocks for attention of `n` rows, where the device holds `most`. A few rows leave half of every SM to the kernels before and
+/// after, which then overlap.
+fn attention_blocks(most: u32, n: usize) -> u32 {
+    const FEW: usize = 2;
+    if n <= FEW { most.div_ceil(2) } else { most }
 }
 
 /// Pointers to the biases of q, k and v; null without.
