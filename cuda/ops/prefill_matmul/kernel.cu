@@ -22,7 +22,7 @@ namespace {
 
 // Whether prompts take the path for Hopper where there is one. Chosen by the device alone: never by the number of tokens, on
 // which a token's bits must not depend.
-constexpr bool kWgmmaIsDefault = false;
+constexpr bool kWgmmaIsDefault = true;
 
 constexpr int kColumns = ORCD_CHUNK;     // of a tile
 constexpr int kRowBytes = kColumns * 2;  // four pieces of 16 bytes

@@ -15,9 +15,8 @@ use weight_loader::{ModelFile, Piece, SlotSink, StreamError};
 use super::CudaError;
 use super::arena::{CHUNK, MatrixAt, Plan};
 
-/// Bytes of a pinned slot: copies of this size run at the link's speed, and there are enough of them to keep all threads
-/// at work on a file of a gigabyte.
-const SLOT_BYTES: usize = 8 << 20;
+/// Bytes of a pinned slot: copies of this size run at the link's speed, and pinning more memory costs more time than it saves.
+const SLOT_BYTES: usize = 2 << 20;
 /// Threads that read the file. One copies out of the page cache at 5 to 10 GB/s; the link takes 55.
 const MAX_READERS: usize = 12;
 /// Bytes of a Q8_0 block: an F16 scale and 32 values.

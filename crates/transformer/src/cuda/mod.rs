@@ -20,6 +20,7 @@ mod step;
 mod tap;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use cuda_sys::{Device, DeviceFacts, GraphExec, OpenError, PinnedBuffer, Stream, sys};
@@ -202,6 +203,8 @@ pub struct CudaExecutor {
     choices: Vec<Choice>,
     stream: Stream,
     device: Device,
+    /// Bytes that were free before anything was allocated.
+    free_before: u64,
 }
 
 impl CudaExecutor {
@@ -288,18 +291,11 @@ impl CudaExecutor {
         forward.prepare(&stream)?;
         stream.synchronize()?;
         let kv_bytes = forward.kv.n_bytes();
-        let memory = MemoryUse {
-            weight_bytes,
-            kv_bytes,
-            scratch_bytes,
-            // What the driver says has gone, graphs and code included: others on the same GPU count too, so it is at most
-            // an estimate where a GPU is shared.
-            vram_bytes: free.saturating_sub(device.memory()?.free),
-        };
-        Ok(Self {
+        let memory = MemoryUse { weight_bytes, kv_bytes, scratch_bytes, vram_bytes: 0 };
+        let mut executor = Self {
             info,
             memory,
-            times: LoadTimes { opened, resident, done: began.elapsed() },
+            times: LoadTimes { opened, resident, done: resident },
             graphs: HashMap::new(),
             use_graphs: options.graphs,
             rows_per_tile,
@@ -311,7 +307,31 @@ impl CudaExecutor {
             forward,
             stream,
             device,
-        })
+            free_before: free,
+        };
+        if executor.use_graphs {
+            executor.record()?;
+        }
+        executor.memory.vram_bytes = executor.vram_bytes().unwrap_or(0);
+        executor.times.done = began.elapsed();
+        Ok(executor)
+    }
+
+    /// Records a graph for every number of generated rows that a step may be padded to, so that no step has to.
+    fn record(&mut self) -> Result<(), cuda_sys::CudaError> {
+        let chooses = self.info.samples;
+        let most = bucket(self.info.max_seqs);
+        for n_slots in BUCKETS.into_iter().take_while(|&n| n <= most) {
+            let Self { forward, stream, graphs, .. } = self;
+            graph(graphs, n_slots, chooses, forward, stream)?.upload(stream)?;
+        }
+        self.stream.synchronize()
+    }
+
+    /// What the driver says has gone since before anything was allocated: code and graphs too, and whatever others on the same
+    /// GPU have taken meanwhile. Without the CUDA context.
+    fn vram_bytes(&self) -> Option<u64> {
+        Some(self.free_before.saturating_sub(self.device.memory().ok()?.free))
     }
 
     /// How long loading took.
@@ -397,13 +417,9 @@ impl CudaExecutor {
         if !use_graphs {
             return forward.generated(n_slots, chooses, stream, tap);
         }
-        let key = (n_slots, chooses);
-        if !graphs.contains_key(&key) {
-            let graph = stream.capture(|stream| forward.generated(n_slots, chooses, stream, &mut None))?;
-            graphs.insert(key, graph.instantiate()?);
-        }
+        let graph = graph(graphs, n_slots, chooses, forward, stream)?;
         // SAFETY: the recorded calls point into `forward`, which lives as long as the graphs, and nothing else is running.
-        unsafe { graphs[&key].launch(stream) }
+        unsafe { graph.launch(stream) }
     }
 
     /// Waits for the step and gathers what was chosen, in the batch's order.
@@ -445,6 +461,23 @@ impl CudaExecutor {
     }
 }
 
+/// The graph of a step of `n_slots` generated rows, recorded if there is none yet.
+fn graph<'g>(
+    graphs: &'g mut HashMap<(usize, bool), GraphExec>,
+    n_slots: usize,
+    chooses: bool,
+    forward: &mut Forward,
+    stream: &Stream,
+) -> Result<&'g GraphExec, cuda_sys::CudaError> {
+    match graphs.entry((n_slots, chooses)) {
+        Entry::Occupied(recorded) => Ok(recorded.into_mut()),
+        Entry::Vacant(missing) => {
+            let graph = stream.capture(|stream| forward.generated(n_slots, chooses, stream, &mut None))?;
+            Ok(missing.insert(graph.instantiate()?))
+        }
+    }
+}
+
 /// What `words` say was chosen.
 fn choice(words: &[u32], wants_logprobs: bool) -> Choice {
     let [id, status, maximum, logprob, n_top, ref top @ ..] = words[..CHOICE_WORDS] else {
@@ -467,7 +500,8 @@ impl Executor for CudaExecutor {
     }
 
     fn memory(&self) -> MemoryUse {
-        self.memory
+        let vram_bytes = self.vram_bytes().unwrap_or(self.memory.vram_bytes);
+        MemoryUse { vram_bytes, ..self.memory }
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<StepOutput<'_>, ExecutorError> {

@@ -167,7 +167,7 @@ fn scale_below(largest: f32) -> f32 {
     }
     // largest < 2^exponent
     let exponent = largest.log2().floor() as i32 + 1;
-    2f32.powi((TARGET_EXPONENT - exponent).clamp(-100, 100))
+    2f32.powi((TARGET_EXPONENT - exponent).clamp(-120, 120))
 }
 
 struct RowStats {
