@@ -11,7 +11,7 @@ constexpr int kThreads = 256;
 // Vectors a thread keeps between the two passes: 4 of 16 bytes cover a d_model of 4,096.
 constexpr int kKept = 4;
 // Partials that are loaded together. More are read one after the other.
-constexpr uint32_t kTogether = 6;
+constexpr uint32_t kTogether = 5;
 
 template <int WIDTH> struct Vector {
     float v[WIDTH];

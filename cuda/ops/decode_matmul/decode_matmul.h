@@ -32,7 +32,7 @@ typedef struct orcd_decode_qkv {
 } orcd_decode_qkv;
 
 /* rms_norm of the rows of x by the product itself, for one or two tokens: each block normalises them for itself, which saves a
- * launch. The same bits as orcd_rms_norm and then the product. QKV and GATE_UP. */
+ * launch. The same bits as orcd_rms_norm and then the product. */
 typedef struct orcd_decode_norm {
     const float *residual; /* [n_tokens, n_cols] */
     const float *partials; /* [n_partials, n_tokens, n_cols]: added to it in this order */

@@ -82,9 +82,10 @@ __device__ __forceinline__ Slice slice_of(uint32_t n_cols, uint32_t n_splits, ui
 }
 
 // Chunks of each of M tiles that are loaded before the first is used.
-template <int FORMAT, int M> __host__ __device__ constexpr int ahead() {
+template <int FORMAT, int M, bool NORM = false> __host__ __device__ constexpr int ahead() {
     if (FORMAT == kMixed) return 1;
-    return (FORMAT == ORCD_FORMAT_F32 ? 2 : 4) / M;
+    if (FORMAT == ORCD_FORMAT_F32) return 2 / M;
+    return NORM && M > 1 ? 3 : 4 / M;  // a single token leaves registers for more
 }
 
 // A lane's part of a row's chunk, of a format known when compiling, or not.
@@ -280,7 +281,7 @@ __global__ void __launch_bounds__(kThreads, N == 1 && !NORM ? 3 : 2) warp_per_sl
     constexpr int kRows = M * 2 * kPairs;
     constexpr int kTokens = N * 8;
     constexpr int kPitch = kRows + 4;  // so that the 32 stores of a fragment go to 32 banks
-    constexpr int kAhead = ahead<FORMAT, M>();
+    constexpr int kAhead = ahead<FORMAT, M, NORM>();
     constexpr int kOutputs = kTokens * kRows / 2;  // pairs
     constexpr int kFinishes = (kOutputs + kThreads - 1) / kThreads;
     __shared__ float sums[kWarps][kTokens][kPitch];
@@ -432,9 +433,8 @@ int32_t launch_tile(const orcd_decode_matmul_args &a, orcd_stream stream) {
 // The number of tokens chooses how many of them share a block, and how many rows: which changes no sum. Few rows at a time
 // where more would leave SMs without work.
 template <int FORMAT, int OUTPUT> int32_t launch_output(const orcd_decode_matmul_args &a, orcd_stream stream) {
-    if constexpr (OUTPUT != ORCD_DECODE_STORE) {
-        if (a.norm.weight) return launch_tile<FORMAT, OUTPUT, 1, 1, true>(a, stream);
-    }
+    // Two pieces at a time where there are many: the second's loads do not wait for the first's sums.
+    if (a.norm.weight) return launch_tile<FORMAT, OUTPUT, OUTPUT == ORCD_DECODE_GATE_UP ? 2 : 1, 1, true>(a, stream);
     if (a.n_tokens <= 8) return launch_tile<FORMAT, OUTPUT, 1, 1>(a, stream);
     if (a.n_tokens <= 16) return launch_tile<FORMAT, OUTPUT, 1, 2>(a, stream);
     const uint32_t n_wide = div_ceil(n_pairs<OUTPUT>(a), 2 * kPairs) * div_ceil(a.n_tokens, 32) * a.n_splits;
@@ -492,7 +492,7 @@ extern "C" int32_t orcd_decode_matmul(const orcd_decode_matmul_args *args, orcd_
     for (uint32_t i = 0; i < n_matrices; i++)
         ORCD_REQUIRE(orcd::is_matrix(a.w[i]) && a.w[i].n_cols == a.w[0].n_cols);
     if (a.norm.weight) {
-        ORCD_REQUIRE(a.output != ORCD_DECODE_STORE && orcd::is_norm(a));
+        ORCD_REQUIRE(orcd::is_norm(a));
     } else {
         ORCD_REQUIRE(a.x && orcd::is_aligned(a.x, 16) && a.x_pitch % 8 == 0);
         ORCD_REQUIRE(a.x_pitch >= orcd::div_ceil(a.w[0].n_cols, ORCD_CHUNK) * ORCD_CHUNK);

@@ -1,6 +1,6 @@
 //! Memory that a step works in: taken once, for the largest step.
 
-use cuda_sys::{Device, DeviceBuffer, sys};
+use cuda_sys::{Device, DeviceBuffer, PinnedBuffer, sys};
 use half::f16;
 
 use super::CudaError;
@@ -108,10 +108,11 @@ pub(super) struct Buffers {
     /// Attention's partial results, and its counters.
     pub(super) attn_partials: DeviceBuffer<f32>,
     pub(super) attn_counters: DeviceBuffer<u32>,
-    /// What is chosen after each generated row, and after each sampled prompt row, as `orcd_sample_choice`s.
+    /// What is chosen after each generated row, and after each sampled prompt row, as `orcd_sample_choice`s: the kernel writes them
+    /// to the host's memory, which saves a copy that would cost more than it carries.
     /// `[slots, CHOICE_WORDS]` and `[max_samples, CHOICE_WORDS]`
-    pub(super) choices: DeviceBuffer<u32>,
-    pub(super) prompt_choices: DeviceBuffer<u32>,
+    pub(super) choices: PinnedBuffer<u32>,
+    pub(super) prompt_choices: PinnedBuffer<u32>,
     /// What sampling works in.
     pub(super) sampling: DeviceBuffer<u64>,
     /// Tokens to be penalized, of all samples. `[max_samples * n_ctx]`
@@ -168,8 +169,7 @@ impl Sizes {
             + self.attn_counters
             + self.cos_sin
             + 2 * self.sampling
-            + self.history
-            + (self.slots + self.samples) * CHOICE_WORDS;
+            + self.history;
         let halves = self.rows * (w.model_pitch + w.q_pitch + w.ff_pitch) + w.dequantized;
         (floats * 4 + halves * 2) as u64
     }
@@ -195,8 +195,8 @@ impl Buffers {
             attn_counters: device.alloc_zeroed(sizes.attn_counters)?,
             weights: device.alloc_zeroed(w.dequantized)?,
             cos_sin: device.alloc_zeroed(sizes.cos_sin)?,
-            choices: device.alloc_zeroed(slots * CHOICE_WORDS)?,
-            prompt_choices: device.alloc_zeroed(samples * CHOICE_WORDS)?,
+            choices: device.alloc_pinned(slots * CHOICE_WORDS)?,
+            prompt_choices: device.alloc_pinned(samples * CHOICE_WORDS)?,
             sampling: device.alloc_zeroed(sizes.sampling)?,
             history: device.alloc_zeroed(sizes.history)?,
         })

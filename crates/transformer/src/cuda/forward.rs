@@ -80,15 +80,18 @@ impl Forward {
             self.generated_feed_forward(i, n_slots, stream, tap)?;
             n_partials = self.widths.ffn_splits;
         }
-        let norm = self.model.output_norm;
-        self.norm(norm, None, n_slots, n_partials, None, stream, tap)?;
+        let fuses = self.fuses_norms(n_slots, tap);
+        if !fuses {
+            let norm = self.model.output_norm;
+            self.norm(norm, None, n_slots, n_partials, None, stream, tap)?;
+        }
         if let Some(tap) = tap {
             tap.see(Probed::FinalNorm, 0, n_slots, self.widths.d_model, stream)?;
         }
         let logits = self.buffers.logits.as_mut_ptr();
-        self.head(logits, n_slots, stream)?;
+        self.head(logits, n_slots, fuses.then_some(n_partials), stream)?;
         if chooses {
-            let choices = self.buffers.choices.as_mut_ptr();
+            let choices = self.buffers.choices.as_mut_slice().as_mut_ptr();
             self.sample(logits, self.layout.params(), choices, n_slots, stream)?;
         }
         Ok(())
@@ -266,9 +269,9 @@ impl Forward {
             tap.see(Probed::FinalNorm, 0, step.n_prompt_samples, self.widths.d_model, stream)?;
         }
         let logits = self.buffers.prompt_logits.as_mut_ptr();
-        self.head(logits, step.n_prompt_samples, stream)?;
+        self.head(logits, step.n_prompt_samples, None, stream)?;
         if step.chooses {
-            let choices = self.buffers.prompt_choices.as_mut_ptr();
+            let choices = self.buffers.prompt_choices.as_mut_slice().as_mut_ptr();
             self.sample(logits, self.layout.prompt_params(), choices, step.n_prompt_samples, stream)?;
         }
         Ok(())
@@ -513,11 +516,22 @@ impl Forward {
         Ok(())
     }
 
-    /// logits = output * normed, for generated and prompt rows alike.
-    fn head(&mut self, logits: *mut f32, n: usize, stream: &Stream) -> Result<(), CudaError> {
-        let Self { widths: w, model, buffers: b, .. } = self;
+    /// logits = output * normed, for generated and prompt rows alike; or, with a number of partials, output * norm(residual).
+    fn head(
+        &mut self,
+        logits: *mut f32,
+        n: usize,
+        n_partials: Option<usize>,
+        stream: &Stream,
+    ) -> Result<(), CudaError> {
+        let Self { spec, widths: w, model, buffers: b, .. } = self;
         let mut args = matmul_args(&model.output, &b.normed, w.model_pitch, model.output_norm.scale, n, &model.arena);
         args.out = logits;
+        if let Some(n_partials) = n_partials {
+            let (residual, updated) = (b.residual.as_ptr(), b.updated.as_mut_ptr());
+            args.norm = fused_norm(spec, model, model.output_norm, residual, updated, n_partials);
+            args.norm.partials = b.partials.as_ptr();
+        }
         launch!(stream, orcd_decode_matmul, args);
         Ok(())
     }

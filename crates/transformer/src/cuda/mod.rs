@@ -198,8 +198,6 @@ pub struct CudaExecutor {
     step: Step,
     numbers: PinnedBuffer<u32>,
     logits: Vec<f32>,
-    /// Where choices are copied to: those after prompt rows, then those after generated rows.
-    chosen: PinnedBuffer<u32>,
     choices: Vec<Choice>,
     stream: Stream,
     device: Device,
@@ -302,7 +300,6 @@ impl CudaExecutor {
             step: Step::default(),
             numbers: device.alloc_pinned(forward.layout.len())?,
             logits: Vec::new(),
-            chosen: device.alloc_pinned((options.max_seqs + n_slots) * CHOICE_WORDS)?,
             choices: Vec::with_capacity(options.max_seqs),
             forward,
             stream,
@@ -424,23 +421,16 @@ impl CudaExecutor {
 
     /// Waits for the step and gathers what was chosen, in the batch's order.
     fn read_choices(&mut self, batch: &Batch) -> Result<(), cuda_sys::CudaError> {
-        let Self { forward, step, chosen, choices, stream, .. } = self;
-        let buffers = &forward.buffers;
-        let n_prompt = step.n_prompt_samples * CHOICE_WORDS;
-        let n = n_prompt + step.n_generated * CHOICE_WORDS;
-        // SAFETY: `chosen` is read below, after the stream has been waited for, and is not written meanwhile.
-        unsafe {
-            buffers.prompt_choices.slice(..n_prompt).copy_to_pinned_async(chosen, 0..n_prompt, stream)?;
-            buffers.choices.slice(..n - n_prompt).copy_to_pinned_async(chosen, n_prompt..n, stream)?;
-        }
+        let Self { forward, step, choices, stream, .. } = self;
         stream.synchronize()?;
+        let buffers = &forward.buffers;
         choices.clear();
         choices.extend(step.samples.iter().zip(&batch.samples).map(|(sample, spec)| {
-            let start = match *sample {
-                Ok(row) => n_prompt + row * CHOICE_WORDS,
-                Err(row) => row * CHOICE_WORDS,
+            let (chosen, row) = match *sample {
+                Ok(row) => (&buffers.choices, row),
+                Err(row) => (&buffers.prompt_choices, row),
             };
-            choice(&chosen.as_slice()[start..], spec.n_logprobs.is_some())
+            choice(&chosen.as_slice()[row * CHOICE_WORDS..], spec.n_logprobs.is_some())
         }));
         Ok(())
     }
