@@ -47,6 +47,7 @@ struct Item {
     uint32_t row, position, table_start;
     uint32_t head_tile, kv_head, first_head, n_heads;
     uint32_t split, n_splits;
+    uint32_t n_items;     // of the whole batch
 };
 
 // Finds work item `item` of the batch, the same for all lanes; false beyond the last. The rows are shared out over a
@@ -73,6 +74,7 @@ __device__ __forceinline__ bool find_item(const orcd_attention_decode_args &a, u
         if (lane >= offset) end += before;
     }
     uint32_t first = end - n, local = 0;
+    found.n_items = __shfl_sync(~0u, end, 31);
     const uint32_t owners = __ballot_sync(~0u, first <= item && item < end);
     if (owners == 0) return false;
 #pragma unroll
@@ -343,6 +345,14 @@ __device__ __forceinline__ uint32_t attend_split(const orcd_attention_decode_arg
     return min((uint32_t)S::kWarps, div_ceil(min(kSplitTokens, at.position + 1 - split_begin), kBlockTokens));
 }
 
+// Counts one more block, makes this one's writes visible to those that count later, and theirs to this one. Between
+// barriers, one thread does it for all. An atomic operation with this order costs less than fences around a plain one.
+__device__ __forceinline__ uint32_t add_and_exchange_writes(uint32_t *counter) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+
 template <int D> __global__ void __launch_bounds__(Shape<D>::kThreads, 2) attend(orcd_attention_decode_args a) {
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ bool is_last;
@@ -354,7 +364,9 @@ template <int D> __global__ void __launch_bounds__(Shape<D>::kThreads, 2) attend
     let_successor_start();
     if (!a.reads_ahead) wait_for_predecessor();
     Item at{};
-    for (uint32_t item = blockIdx.x; find_item(a, item, at); item += gridDim.x) {
+    // Looking for an item that is not there would hold up the block's end: after the first, their number is known.
+    for (uint32_t item = blockIdx.x; (item == blockIdx.x || item < at.n_items) && find_item(a, item, at);
+         item += gridDim.x) {
         auto write_out = [&](uint32_t h, uint32_t c, const Weighted &result) {
             __half *to = out + (size_t)at.row * a.out_pitch + (at.first_head + h) * a.d_head + c;
             const float inverse = 1.0f / result.sum;
@@ -377,9 +389,7 @@ template <int D> __global__ void __launch_bounds__(Shape<D>::kThreads, 2) attend
             if (threadIdx.x == 0) {
                 const uint32_t n_head_tiles = a.n_kv_heads * div_ceil(a.n_heads / a.n_kv_heads, kHeadsAnItem);
                 uint32_t *counter = a.counters + (size_t)at.row * n_head_tiles + at.head_tile;
-                __threadfence();
-                is_last = atomicAdd(counter, 1) == at.n_splits - 1;
-                __threadfence();
+                is_last = add_and_exchange_writes(counter) == at.n_splits - 1;
                 if (is_last) *counter = 0;
             }
             __syncthreads();
@@ -393,7 +403,8 @@ template <int D> __global__ void __launch_bounds__(Shape<D>::kThreads, 2) attend
     }
 
     wait_for_predecessor();
-    for (uint32_t row = blockIdx.x; row < a.n_tokens; row += gridDim.x) {
+    // Blocks from the last on: the first ones have had items.
+    for (uint32_t row = gridDim.x - 1 - blockIdx.x; row < a.n_tokens; row += gridDim.x) {
         const uint32_t from = a.positions[row] == kPaddingRow ? 0 : a.n_heads * a.d_head;
         for (uint32_t i = from + threadIdx.x; i < a.out_pitch; i += Shape<D>::kThreads)
             out[(size_t)row * a.out_pitch + i] = __ushort_as_half(0);
