@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "calls over the border")]
 
 use std::fmt::Debug;
+use std::sync::{Mutex, PoisonError};
 
 use cuda_sys::{CudaError, Device, DeviceRepr, Event, MemoryKind, OpenError, Stream};
 use half::{bf16, f16};
@@ -23,7 +24,11 @@ fn device() -> Option<Device> {
     }
 }
 
+/// One test at a time: some look at how much memory is free.
 fn with_gpu(test: impl FnOnce(&Device, &Stream)) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    // A test that failed leaves nothing behind that the next could stumble over.
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(device) = device() {
         let stream = device.stream().unwrap();
         test(&device, &stream);
