@@ -23,6 +23,10 @@
 //! rest. Out-of-range slices and copies between different lengths panic, as they do for slices of the host.
 
 #![allow(unsafe_code, reason = "this crate is the border: every call to C is unsafe, and says why it is sound")]
+#![cfg_attr(
+    not(feature = "cuda"),
+    allow(rustdoc::broken_intra_doc_links, reason = "the upper floor is there with the feature alone")
+)]
 
 mod error;
 pub mod extent;
