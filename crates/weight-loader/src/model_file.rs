@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use gguf_parser::Gguf;
+use gguf_parser::{Gguf, TensorInfo};
 
 use crate::LoadError;
 use crate::mapping::Mapping;
@@ -75,6 +75,21 @@ impl ModelFile {
             Some(file) => read_exact_at(file, self.bytes(), offset, buffer),
             None => copy_at(self.bytes(), offset, buffer),
         }
+    }
+
+    /// Reads `buffer.len()` bytes of a tensor's data, from byte `start` of it. As [`read_at`](Self::read_at).
+    ///
+    /// # Errors
+    /// [`LoadError::Read`], which names the tensor and the place.
+    pub fn read_tensor(&self, tensor: &TensorInfo<'_>, start: u64, buffer: &mut [u8]) -> Result<(), LoadError> {
+        let offset = tensor.offset + start;
+        self.read_at(offset, buffer).map_err(|source| LoadError::Read {
+            path: self.name().to_owned(),
+            tensor: tensor.name.to_owned(),
+            offset,
+            n_bytes: buffer.len() as u64,
+            source,
+        })
     }
 
     /// The path as it was given, or the name of a built-in model.

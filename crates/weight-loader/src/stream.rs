@@ -7,7 +7,6 @@
 //!
 //! One thread reads from the page cache at 5 to 10 GB/s, and a GPU's link carries 55.
 
-use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -129,17 +128,16 @@ pub fn stream<S: AsMut<[u8]> + Send, K: SlotSink<S>>(
             scope.spawn(move || read_pieces(file, pieces, next, free, &sender));
         }
         drop(sender);
-        take_pieces(file, pieces.len(), n_slots, &filled, &free, sink)
+        take_pieces(pieces.len(), n_slots, &filled, &free, sink)
     })?;
     Ok(free.into_slots())
 }
 
 /// A slot and what was read into it.
-type Filled<'p, S> = (S, Piece<'p>, io::Result<()>);
+type Filled<'p, S> = (S, Piece<'p>, Result<(), LoadError>);
 
 /// The calling thread's part.
 fn take_pieces<S, K: SlotSink<S>>(
-    file: &ModelFile,
     n_pieces: usize,
     n_slots: usize,
     filled: &mpsc::Receiver<Filled<'_, S>>,
@@ -150,7 +148,7 @@ fn take_pieces<S, K: SlotSink<S>>(
     let mut n_in_sink = 0;
     for _ in 0..n_pieces {
         let (slot, piece, result) = filled.recv().expect("a reading thread lives while pieces are missing");
-        result.map_err(|source| StreamError::Load(read_error(file, &piece, source)))?;
+        result.map_err(StreamError::Load)?;
         sink.filled(slot, piece).map_err(StreamError::Sink)?;
         n_in_sink += 1;
         while n_in_sink > max_in_sink {
@@ -174,20 +172,10 @@ fn read_pieces<'p, S: AsMut<[u8]>>(
 ) {
     while let Some(&piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
         let Some(mut slot) = free.take() else { return };
-        let result = file.read_at(piece.offset(), &mut slot.as_mut()[..piece.n_bytes]);
+        let result = file.read_tensor(piece.tensor, piece.start, &mut slot.as_mut()[..piece.n_bytes]);
         if filled.send((slot, piece, result)).is_err() {
             return;
         }
-    }
-}
-
-fn read_error(file: &ModelFile, piece: &Piece<'_>, source: io::Error) -> LoadError {
-    LoadError::Read {
-        path: file.name().to_owned(),
-        tensor: piece.tensor.name.to_owned(),
-        offset: piece.offset(),
-        n_bytes: piece.n_bytes as u64,
-        source,
     }
 }
 

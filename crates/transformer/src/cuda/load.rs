@@ -87,13 +87,7 @@ fn read_vectors(file: &ModelFile, gguf: &Gguf<'_>, plan: &Plan) -> Result<Vec<f3
         let Some(info) = gguf.tensor(name) else { continue };
         let Some(format) = Format::from_name(info.ty.name()) else { continue };
         let mut bytes = vec![0; info.n_bytes as usize];
-        file.read_at(info.offset, &mut bytes).map_err(|source| weight_loader::LoadError::Read {
-            path: file.name().to_owned(),
-            tensor: name.clone(),
-            offset: info.offset,
-            n_bytes: info.n_bytes,
-            source,
-        })?;
+        file.read_tensor(info, 0, &mut bytes)?;
         quant::dequantize(format, &bytes, &mut values[start..start + n]);
     }
     Ok(values)
@@ -224,15 +218,8 @@ pub(super) fn check_read_back(
     let Some(info) = gguf.tensor(name) else { return Ok(()) };
     let row_bytes = matrix.format.row_bytes(matrix.n_cols);
     for row in [0, matrix.n_rows - 1] {
-        let offset = info.offset + (row * row_bytes) as u64;
         let mut bytes = vec![0; row_bytes];
-        file.read_at(offset, &mut bytes).map_err(|source| weight_loader::LoadError::Read {
-            path: file.name().to_owned(),
-            tensor: name.to_owned(),
-            offset,
-            n_bytes: row_bytes as u64,
-            source,
-        })?;
+        file.read_tensor(info, (row * row_bytes) as u64, &mut bytes)?;
         let mut expected = vec![0.0; matrix.n_cols];
         quant::dequantize(matrix.format, &bytes, &mut expected);
         let got = read_row(matrix, row, arena, stream)?;
