@@ -63,10 +63,7 @@ impl KvGeometry {
     /// [`KvError::NoBlock`] where they hold no block.
     pub fn of_bytes(spec: &ModelSpec, kv_type: KvType, kv_bytes: u64) -> Result<Self, KvError> {
         let block_bytes = block_bytes(spec, kv_type);
-        match kv_bytes / block_bytes {
-            0 => Err(KvError::NoBlock { kv_bytes, block_bytes }),
-            n => Ok(Self { kv_type, n_blocks: n.min(MAX_BLOCKS as u64) as usize, block_bytes }),
-        }
+        Ok(Self { kv_type, n_blocks: blocks_in(kv_bytes, block_bytes)?, block_bytes })
     }
 
     /// The pool in which `n_seqs` sequences of `n_ctx` tokens fit.
@@ -83,6 +80,14 @@ impl KvGeometry {
     /// Tokens that the pool holds.
     pub fn n_tokens(&self) -> usize {
         self.n_blocks * BLOCK_TOKENS
+    }
+}
+
+/// Whole blocks of `block_bytes` in `kv_bytes`, at least one.
+pub(crate) fn blocks_in(kv_bytes: u64, block_bytes: u64) -> Result<usize, KvError> {
+    match kv_bytes / block_bytes {
+        0 => Err(KvError::NoBlock { kv_bytes, block_bytes }),
+        n => Ok(n.min(MAX_BLOCKS as u64) as usize),
     }
 }
 

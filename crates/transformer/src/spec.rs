@@ -78,6 +78,26 @@ pub struct Rope {
     pub has_freqs: bool,
 }
 
+/// Radians a position by which each pair turns: `base^(-2i / n_dims) * scale / factors[i]`, `[n_dims / 2]`.
+///
+/// `scale` is 1, or 1 / factor with linear scaling; `factors` is `rope_freqs.weight`, where a file has it. In double: in F32 the
+/// angles are right at position 100 and wrong at 16,000.
+pub(crate) fn rope_frequencies(base: f64, n_dims: usize, scale: f64, factors: Option<&[f32]>) -> Vec<f64> {
+    let of = |i: usize| {
+        let factor = factors.map_or(1.0, |factors| f64::from(factors[i]));
+        base.powf(-2.0 * i as f64 / n_dims as f64) * scale / factor
+    };
+    (0..n_dims / 2).map(of).collect()
+}
+
+/// The first of `rope_freqs.weight` that cannot divide: a zero among them would turn every position by infinity.
+pub(crate) fn unusable_rope_factor(factors: &[f32]) -> Option<f32> {
+    factors.iter().copied().find(|f| !(f.is_finite() && *f > 0.0))
+}
+
+/// What [`unusable_rope_factor`] looks for.
+pub(crate) const USABLE_ROPE_FACTORS: &str = "finite numbers above 0";
+
 /// Which values of a head RoPE turns together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopePairs {

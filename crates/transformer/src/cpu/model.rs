@@ -7,6 +7,7 @@ use weight_loader::{Tensor, TensorSpec, Weights};
 use super::CpuError;
 use super::matmul::Matrix;
 use crate::ModelSpec;
+use crate::spec::{USABLE_ROPE_FACTORS, unusable_rope_factor};
 
 /// A matrix in the bytes of its file, kept alive.
 pub(super) struct Weight {
@@ -135,17 +136,14 @@ impl Finder<'_> {
         Ok(out)
     }
 
-    /// `rope_freqs.weight` divides: a zero among it would turn every position by infinity.
     fn rope_freqs(&self) -> Result<Vec<f32>, CpuError> {
         let name = "rope_freqs.weight";
         let freqs = self.vector(name)?;
-        match freqs.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
+        match unusable_rope_factor(&freqs) {
             None => Ok(freqs),
-            Some(f) => Err(CpuError::Tensor {
-                name: name.into(),
-                expected: "finite numbers above 0".into(),
-                got: f.to_string(),
-            }),
+            Some(f) => {
+                Err(CpuError::Tensor { name: name.into(), expected: USABLE_ROPE_FACTORS.into(), got: f.to_string() })
+            }
         }
     }
 }

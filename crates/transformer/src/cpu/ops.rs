@@ -6,6 +6,7 @@
 use super::exp::exp;
 use super::pool::Pool;
 use crate::RopePairs;
+use crate::spec::rope_frequencies;
 use quant::simd::Simd;
 use quant::{Isa, Kernel};
 
@@ -157,11 +158,7 @@ impl RopeAngles {
     pub fn new(base: f64, n_dims: usize, scale: f64, factors: Option<&[f32]>, max_tokens: usize) -> RopeAngles {
         assert!(n_dims.is_multiple_of(2), "n_dims {n_dims} is odd");
         assert!(factors.is_none_or(|factors| factors.len() == n_dims / 2), "factors is [n_dims / 2]");
-        let frequency = |i: usize| {
-            let factor = factors.map_or(1.0, |factors| f64::from(factors[i]));
-            base.powf(-2.0 * i as f64 / n_dims as f64) * scale / factor
-        };
-        let frequencies = (0..n_dims / 2).map(frequency).collect();
+        let frequencies = rope_frequencies(base, n_dims, scale, factors);
         RopeAngles { frequencies, turns: Vec::with_capacity(max_tokens * n_dims / 2) }
     }
 

@@ -28,6 +28,7 @@ use gguf_parser::Gguf;
 use weight_loader::{LoadError, ModelFile};
 
 use crate::cpu::Probe;
+use crate::kv::blocks_in;
 use crate::validate::validate;
 use crate::{
     BLOCK_TOKENS, Batch, Choice, Executor, ExecutorError, ExecutorInfo, KvError, Logprob, MAX_LOGPROBS, MemoryUse,
@@ -287,7 +288,6 @@ impl CudaExecutor {
             layout,
         };
         forward.prepare(&stream)?;
-        stream.synchronize()?;
         let kv_bytes = forward.kv.n_bytes();
         let memory = MemoryUse { weight_bytes, kv_bytes, scratch_bytes, vram_bytes: 0 };
         let mut executor = Self {
@@ -522,10 +522,7 @@ fn bucket(n: usize) -> usize {
 fn n_kv_blocks(options: &CudaOptions, n_ctx: usize, block_bytes: u64, free: u64) -> Result<usize, KvError> {
     let all = (n_ctx.div_ceil(BLOCK_TOKENS) * options.max_seqs) as u64;
     let kv_bytes = options.kv_bytes.unwrap_or((all * block_bytes).min(free / 2));
-    match (kv_bytes / block_bytes).min(u64::from(u32::MAX)) {
-        0 => Err(KvError::NoBlock { kv_bytes, block_bytes }),
-        n => Ok(n as usize),
-    }
+    blocks_in(kv_bytes, block_bytes)
 }
 
 fn check(option: &'static str, got: usize, max: usize) -> Result<(), CudaError> {

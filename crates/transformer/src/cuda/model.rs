@@ -9,6 +9,7 @@ use super::CudaError;
 use super::arena::{MatrixAt, Plan};
 use super::load::{self, Weights};
 use crate::ModelSpec;
+use crate::spec::{USABLE_ROPE_FACTORS, rope_frequencies, unusable_rope_factor};
 
 /// Kernels store activations as F16 times a power of two that keeps them below 2^15: a factor of two under F16's range, for
 /// the rounding errors of the bounds.
@@ -241,22 +242,18 @@ impl Finder<'_> {
         })
     }
 
-    /// Radians a position for each pair, in double: `base^(-2i / n_dims) / scale / rope_freqs[i]`.
+    /// Radians a position for each pair.
     fn inv_freq(&self, spec: &ModelSpec) -> Result<Vec<f64>, CudaError> {
         let rope = &spec.rope;
         let factors = if rope.has_freqs { Some(self.vector("rope_freqs.weight")?.1) } else { None };
-        if let Some(f) = factors.into_iter().flatten().find(|f| !(f.is_finite() && **f > 0.0)) {
+        if let Some(f) = factors.and_then(unusable_rope_factor) {
             return Err(CudaError::Tensor {
                 name: "rope_freqs.weight".into(),
-                expected: "finite numbers above 0".into(),
+                expected: USABLE_ROPE_FACTORS.into(),
                 got: f.to_string(),
             });
         }
-        let of = |i: usize| {
-            let factor = factors.map_or(1.0, |f| f64::from(f[i]));
-            f64::from(rope.base).powf(-2.0 * i as f64 / rope.n_dims as f64) / f64::from(rope.scale) / factor
-        };
-        Ok((0..rope.n_dims / 2).map(of).collect())
+        Ok(rope_frequencies(f64::from(rope.base), rope.n_dims, 1.0 / f64::from(rope.scale), factors))
     }
 }
 
