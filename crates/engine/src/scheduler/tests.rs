@@ -293,29 +293,27 @@ fn choices_that_cannot_be_end_the_requests_of_their_step() {
     }
 }
 
-#[test]
-fn the_second_turn_of_a_chat_reuses_the_first_answer() {
-    let mut rig = Rig::new(small(32), &EngineConfig::default());
+/// How many tokens of a chat's second turn are found in the cache, after a first of 10 tokens and an answer of 11.
+fn cached_in_the_second_turn(config: FakeConfig) -> usize {
+    let mut rig = Rig::new(config, &EngineConfig::default());
     let first = rig.submit(greedy(&text(10, 0), 11));
     rig.run();
-    // 10 + 11 tokens, of which the last has no slot: 20 slots, 5 full blocks.
     let mut second = [&text(10, 0)[..], &rig.tokens(first)].concat();
     second.extend([5, 6, 7]);
     let second = rig.submit(greedy(&second, 5));
     rig.run();
-    assert_eq!(rig.n_cached(second), 20);
+    rig.n_cached(second)
+}
+
+#[test]
+fn the_second_turn_of_a_chat_reuses_the_first_answer() {
+    // 10 + 11 tokens, of which the last has no slot: 20 slots, 5 full blocks.
+    assert_eq!(cached_in_the_second_turn(small(32)), 20);
 }
 
 #[test]
 fn without_equal_bits_only_blocks_of_prompt_rows_are_reused() {
-    let mut rig = Rig::new(FakeConfig { roles_bit_equal: false, ..small(32) }, &EngineConfig::default());
-    let first = rig.submit(greedy(&text(10, 0), 11));
-    rig.run();
-    let mut second = [&text(10, 0)[..], &rig.tokens(first)].concat();
-    second.extend([5, 6, 7]);
-    let second = rig.submit(greedy(&second, 5));
-    rig.run();
-    assert_eq!(rig.n_cached(second), 8);
+    assert_eq!(cached_in_the_second_turn(FakeConfig { roles_bit_equal: false, ..small(32) }), 8);
 }
 
 #[test]

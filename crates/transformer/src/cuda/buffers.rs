@@ -42,7 +42,7 @@ pub(super) fn d_head_pad(d_head: usize) -> Option<usize> {
 }
 
 impl Widths {
-    /// `layers`: what is known of the model's matrices before it is loaded.
+    /// `dequantized`: see [`dequantized_of`].
     pub(super) fn new(spec: &ModelSpec, dequantized: usize) -> Result<Self, CudaError> {
         let unsupported =
             || CudaError::Option { option: "head size", expected: "an even number up to 256".into(), got: spec.d_head };
@@ -84,7 +84,7 @@ pub(super) struct Buffers {
     /// The residual stream. `[rows, d_model]`
     pub(super) residual: DeviceBuffer<f32>,
     /// The residual stream between the halves of a layer, where products normalise it themselves: some blocks still read the
-    /// one while another writes the other. `[2, d_model]`
+    /// one while another writes the other. `[MAX_FUSED, d_model]`
     pub(super) updated: DeviceBuffer<f32>,
     /// What a norm made of it. `[rows, model_pitch]`
     pub(super) normed: DeviceBuffer<f16>,

@@ -8,7 +8,7 @@ use half::f16;
 use quant::Format;
 
 use super::arena::MatrixAt;
-use super::buffers::{Buffers, KvPool, Widths, vector};
+use super::buffers::{Buffers, KvPool, Widths, dequantized_len, vector};
 use super::model::{Layer, Model, Norm};
 use super::step::{Layout, Step};
 use super::tap::{Located, Tap};
@@ -125,9 +125,8 @@ impl Forward {
         }
         args.output = sys::ORCD_DECODE_QKV;
         if fuses {
-            args.norm =
-                fused_norm(spec, model, layer.attn_norm, b.residual.as_ptr(), b.updated.as_mut_ptr(), n_partials);
-            args.norm.partials = b.partials.as_ptr();
+            let parts = (b.partials.as_ptr(), n_partials);
+            args.norm = fused_norm(spec, model, layer.attn_norm, (b.residual.as_ptr(), b.updated.as_mut_ptr()), parts);
         }
         args.qkv = sys::orcd_decode_qkv {
             bias,
@@ -144,7 +143,7 @@ impl Forward {
             d_head_pad: w.d_head_pad as u32,
             n_rope: spec.rope.n_dims as u32,
             rope_adjacent: u32::from(spec.rope.pairs == RopePairs::Adjacent),
-            probe: tap.as_mut().map_or(std::ptr::null_mut(), |tap| tap.values()),
+            probe: shown_to(tap),
         };
         launch!(stream, orcd_decode_matmul, args);
         if let Some(tap) = tap {
@@ -212,10 +211,8 @@ impl Forward {
         let mut args = matmul_args(&layer.gate, &b.normed, w.model_pitch, layer.ffn_norm.scale, n, &model.arena);
         if fuses {
             // The attention half left the residual in `updated`; this half leaves it where it was.
-            let n_partials = w.attn_splits;
-            args.norm =
-                fused_norm(spec, model, layer.ffn_norm, b.updated.as_ptr(), b.residual.as_mut_ptr(), n_partials);
-            args.norm.partials = b.partials.as_ptr();
+            let parts = (b.partials.as_ptr(), w.attn_splits);
+            args.norm = fused_norm(spec, model, layer.ffn_norm, (b.updated.as_ptr(), b.residual.as_mut_ptr()), parts);
             args.norm.ffn_bound = layer.ffn_bound;
             args.norm.ffn_scale = b.ffn_scale.as_mut_ptr();
             args.norm.ffn_unscale = b.ffn_unscale.as_mut_ptr();
@@ -225,7 +222,7 @@ impl Forward {
         args.act = b.act.as_mut_ptr();
         args.act_pitch = w.ff_pitch as u32;
         args.ffn_scale = b.ffn_scale.as_ptr();
-        args.act_f32 = tap.as_mut().map_or(std::ptr::null_mut(), |tap| tap.values());
+        args.act_f32 = shown_to(tap);
         launch!(stream, orcd_decode_matmul, args);
         if let Some(tap) = tap {
             tap.see(Probed::FfnAct, i, n, w.d_ff, stream)?;
@@ -354,7 +351,7 @@ impl Forward {
         args.output = sys::ORCD_PREFILL_ADD;
         args.out = b.residual.as_mut_ptr();
         args.out_pitch = w.d_model as u32;
-        args.probe = tap.as_mut().map_or(std::ptr::null_mut(), |tap| tap.values());
+        args.probe = shown_to(tap);
         launch!(stream, orcd_prefill_matmul, args);
         if let Some(tap) = tap {
             tap.see(Probed::AttnOut, i, n, w.d_model, stream)?;
@@ -414,7 +411,7 @@ impl Forward {
             row_unscale: std::ptr::null(),
         };
         let gate = prepared(&layer.gate, 0, model, &mut b.weights, stream)?;
-        let up_at = if layer.gate.format == Format::F16 { 0 } else { super::buffers::dequantized_len(&layer.gate) };
+        let up_at = if layer.gate.format == Format::F16 { 0 } else { dequantized_len(&layer.gate) };
         let up = prepared(&layer.up, up_at, model, &mut b.weights, stream)?;
         let mut args = prompt_args(&layer.gate, gate, &x, n);
         args.w[1] = up;
@@ -423,7 +420,7 @@ impl Forward {
         args.act = b.act.as_mut_ptr();
         args.act_pitch = w.ff_pitch as u32;
         args.ffn_scale = b.ffn_scale.as_ptr();
-        args.probe = tap.as_mut().map_or(std::ptr::null_mut(), |tap| tap.values());
+        args.probe = shown_to(tap);
         launch!(stream, orcd_prefill_matmul, args);
         if let Some(tap) = tap {
             tap.see(Probed::FfnAct, i, n, w.d_ff, stream)?;
@@ -434,7 +431,7 @@ impl Forward {
         args.output = sys::ORCD_PREFILL_ADD;
         args.out = b.residual.as_mut_ptr();
         args.out_pitch = w.d_model as u32;
-        args.probe = tap.as_mut().map_or(std::ptr::null_mut(), |tap| tap.values());
+        args.probe = shown_to(tap);
         launch!(stream, orcd_prefill_matmul, args);
         if let Some(tap) = tap {
             tap.see(Probed::Ffn, i, n, w.d_model, stream)?;
@@ -481,7 +478,7 @@ impl Forward {
             ffn_bound: ffn_bound.unwrap_or(0.0),
             ffn_scale: b.ffn_scale.as_mut_ptr(),
             ffn_unscale: b.ffn_unscale.as_mut_ptr(),
-            out_f32: tap.as_mut().map_or(std::ptr::null_mut(), |tap| tap.values()),
+            out_f32: shown_to(tap),
             n_tokens: n as u32,
             d_model: w.d_model as u32,
         };
@@ -505,7 +502,7 @@ impl Forward {
             sys::orcd_sample_args {
                 logits,
                 row_pitch: w.n_vocab as u64,
-                params: params_at(inputs, params),
+                params: inputs.slice(params).as_ptr().cast(),
                 history: b.history.as_ptr(),
                 choices: choices.cast(),
                 scratch: b.sampling.as_mut_ptr().cast(),
@@ -528,18 +525,13 @@ impl Forward {
         let mut args = matmul_args(&model.output, &b.normed, w.model_pitch, model.output_norm.scale, n, &model.arena);
         args.out = logits;
         if let Some(n_partials) = n_partials {
-            let (residual, updated) = (b.residual.as_ptr(), b.updated.as_mut_ptr());
-            args.norm = fused_norm(spec, model, model.output_norm, residual, updated, n_partials);
-            args.norm.partials = b.partials.as_ptr();
+            let parts = (b.partials.as_ptr(), n_partials);
+            args.norm =
+                fused_norm(spec, model, model.output_norm, (b.residual.as_ptr(), b.updated.as_mut_ptr()), parts);
         }
         launch!(stream, orcd_decode_matmul, args);
         Ok(())
     }
-}
-
-/// The first word of the first `orcd_sample_params` at `params`.
-fn params_at(inputs: &DeviceBuffer<u32>, params: std::ops::Range<usize>) -> *const sys::orcd_sample_params {
-    inputs.slice(params).as_ptr().cast()
 }
 
 /// Activations that a product reads.
@@ -598,7 +590,7 @@ fn prepared(
     if matrix.format == Format::F16 {
         return Ok(matrix.raw(&model.arena).values.cast());
     }
-    let mut out = to.slice_mut(at..at + super::buffers::dequantized_len(matrix));
+    let mut out = to.slice_mut(at..at + dequantized_len(matrix));
     let out_pitch = matrix.n_padded_cols() as u32;
     launch!(
         stream,
@@ -608,17 +600,17 @@ fn prepared(
     Ok(out.as_mut_ptr())
 }
 
-/// A norm that a product computes itself; the caller adds where the partials are.
+/// A norm that a product computes itself: of the first residual plus `n_partials` partials, left in the second.
 fn fused_norm(
     spec: &ModelSpec,
     model: &Model,
     norm: Norm,
-    residual: *const f32,
-    residual_out: *mut f32,
-    n_partials: usize,
+    (residual, residual_out): (*const f32, *mut f32),
+    (partials, n_partials): (*const f32, usize),
 ) -> sys::orcd_decode_norm {
     sys::orcd_decode_norm {
         residual,
+        partials,
         n_partials: n_partials as u32,
         residual_out,
         weight: vector(model, norm.weight),
@@ -626,6 +618,11 @@ fn fused_norm(
         scale: norm.scale,
         ..Default::default()
     }
+}
+
+/// Where a kernel leaves what it otherwise only hands on: null, unless somebody watches.
+fn shown_to(tap: &mut Option<Tap<'_>>) -> *mut f32 {
+    tap.as_mut().map_or(std::ptr::null_mut(), Tap::values)
 }
 
 /// Blocks for attention of `n` rows, where the device holds `most`. A few rows leave half of every SM to the kernels before and
