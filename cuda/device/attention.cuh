@@ -48,20 +48,36 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&r)[4], uint32_
                  : "memory");
 }
 
-// Loads of what an earlier kernel, or another block of this one, has written: past L1, and never moved by the compiler.
+// A load of what an earlier kernel has written: past L1, and never moved by the compiler.
 __device__ __forceinline__ float2 load_written_8(const float *p) {
     float2 v;
     asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
     return v;
 }
 
-__device__ __forceinline__ float4 load_written_16(const float *p) {
+// Loads and stores by which blocks of one kernel show each other words, each word for itself: in no order.
+__device__ __forceinline__ float2 load_shown_8(const float *p) {
+    float2 v;
+    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ float4 load_shown_16(const float *p) {
     float4 v;
-    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];"
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
                  : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
                  : "l"(p)
                  : "memory");
     return v;
+}
+
+__device__ __forceinline__ void store_shown_8(float *p, float2 v) {
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1,%2};" ::"l"(p), "f"(v.x), "f"(v.y) : "memory");
+}
+
+__device__ __forceinline__ void store_shown_16(float *p, float4 v) {
+    asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
 }
 
 // q = high + low to 22 bits, so that scores lose nothing but what keys in F16 have lost.

@@ -20,16 +20,16 @@ typedef struct orcd_attention_decode_args {
     const uint32_t *table_start; /* [n_tokens]: where in it the row's sequence begins */
     const uint32_t *positions;   /* [n_tokens]: absolute; a row sees 0..=position. 0xFFFFFFFF: it fills up the batch */
     orcd_f16 *out;               /* [n_tokens, out_pitch]; zeros from n_heads * d_head on, and in rows that fill up */
-    float *partials;             /* scratch, orcd_attention_decode_partials() floats */
+    float *partials;             /* scratch, orcd_attention_decode_partials() floats: +0 before the first call; left so */
     uint64_t n_partials;         /* floats there; a kernel that needs more traps */
-    uint32_t *counters;          /* [orcd_attention_decode_counters()]: zero before the first call; left zero */
     uint32_t out_pitch;          /* halves; a multiple of 8, at least n_heads * d_head */
     uint32_t n_tokens;           /* 1..=256 */
     uint32_t n_heads;
     uint32_t n_kv_heads;         /* query head h reads KV head h / (n_heads / n_kv_heads) */
     uint32_t d_head;             /* even */
     uint32_t d_head_pad;         /* 16, 32, 64, 128 or 256, at least d_head */
-    uint32_t n_blocks;           /* of the launch: any number gives the same bits, see orcd_attention_decode_blocks() */
+    uint32_t n_blocks;           /* of the launch, at most: any number gives the same bits. No more are launched than the
+                                  * device holds at once, orcd_attention_decode_blocks(), since they wait for each other. */
     uint32_t reads_ahead;        /* 1: cached keys are fetched before the predecessor ends (dependent launch). The
                                   * caller vouches that no kernel that may still run writes positions, tables, or keys and
                                   * values other than those of each row's own position. 0: everything waits. */
@@ -40,9 +40,6 @@ int32_t orcd_attention_decode(const orcd_attention_decode_args *args, orcd_strea
 /* Floats of scratch that hold any batch of `max_tokens` rows with contexts of up to `n_ctx` tokens. */
 uint64_t orcd_attention_decode_partials(uint32_t max_tokens, uint32_t n_ctx, uint32_t n_heads, uint32_t n_kv_heads,
                                         uint32_t d_head_pad);
-
-/* Counters for up to `max_tokens` rows. */
-uint32_t orcd_attention_decode_counters(uint32_t max_tokens, uint32_t n_heads, uint32_t n_kv_heads);
 
 /* The number of blocks that the current device holds at once, which fills it; 0 where it cannot be asked. */
 uint32_t orcd_attention_decode_blocks(uint32_t d_head_pad);

@@ -7,19 +7,22 @@
 // Mapping:  flash-decoding with GQA packing. A work item is (row, split of 256 positions, up to 16 query heads of a KV
 //           head), which fill one m16n8k16 tile; blocks take items in turn, so a captured launch serves any context. A
 //           warp takes every kWarps-th tile of 16 tokens, one block of the pool, with its own ring of asynchronous
-//           copies; the warps' sums meet in shared memory. Where a row has several splits, the block that ends last
-//           adds them up.
+//           copies; the warps' sums meet in shared memory. Where a row has several splits, each block leaves its
+//           own in slots of scratch, then adds up its share of the columns, all splits of them, as they come.
 // Requires: d_head even; d_head_pad 16, 32, 64, 128 or 256; at most 256 rows. Checked by the launcher.
 // Cost:     each key and value once for up to 16 query heads: bandwidth bound; 64 KB in flight a block. Scratch is
-//           4 (d_head_pad + 2) bytes a head and split: 1/35 of the keys and values for 7 query heads of 64.
+//           6 d_head_pad bytes a head and split: 1/24 of the keys and values for 7 query heads of 64.
 // Numerics: scores in F32 from queries of 22 bits and keys in F16; weights rounded to F16, the rounded ones
 //           summed in F32. The order is given by the row's position and the model's shape: tiles of a warp
-//           ascending, warps ascending, then splits in interleaved runs ascending, runs ascending.
+//           ascending, warps ascending, then splits: every 32nd ascending, and a fixed tree of those 32 sums.
 // Source:   Dao et al. 2023, "Flash-Decoding"; Milakov & Gimelshein 2018 (online softmax).
 #include "attention.cuh"
 #include "dependency.cuh"
 #include "launch.h"
 #include "worker_cuda.h"
+
+#include <algorithm>
+#include <cfloat>
 
 namespace orcd {
 namespace {
@@ -33,6 +36,7 @@ constexpr uint32_t kHeadsAnItem = 16;
 // What a block has for heads of D columns. Shared memory stays below the 99 KB of small GPUs, two blocks an SM on large
 // ones.
 template <int D> struct Shape {
+    static constexpr uint32_t kColumns = D;
     static constexpr int kWarps = D == 256 ? 4 : 8;
     static constexpr int kThreads = kWarps * 32;
     static constexpr int kTiles = kSplitTokens / kBlockTokens / kWarps;  // that a warp takes of a split
@@ -103,11 +107,12 @@ __device__ __forceinline__ bool find_item(const orcd_attention_decode_args &a, u
     return true;
 }
 
-// A split's attention in scratch: for each head the softmax's offset and sum, padded to 16 bytes; then the weighted
-// values [heads, D], not divided yet.
-__host__ __device__ constexpr uint32_t stats_floats(uint32_t n_heads) { return (2 * n_heads + 3) / 4 * 4; }
-__host__ __device__ constexpr uint32_t partial_floats(uint32_t n_heads, uint32_t d) {
-    return stats_floats(n_heads) + n_heads * d;
+// What a split leaves for whoever adds up 8 columns of one of its heads: a slot of scratch. A word that is +0 has not
+// been written: so a word tells by itself that it is there, and needs neither flag nor fence. Its one reader leaves +0.
+constexpr uint32_t kSlotColumns = 8;
+constexpr uint32_t kSlotFloats = 12;  // the softmax's offset and sum, the weighted values, two that keep 16 bytes aligned
+__host__ __device__ constexpr uint32_t slots_floats(uint32_t n_heads, uint32_t d) {
+    return n_heads * (d / kSlotColumns) * kSlotFloats;
 }
 
 // A block's shared memory. First the warps' rings and the queries; when the rings are done, parts of the result, one
@@ -139,13 +144,6 @@ struct Weighted {
     float offset = -INFINITY, sum = 0;
     float4 values = make_float4(0, 0, 0, 0);
 
-    // Raises the offset: what is there already counts for less.
-    __device__ __forceinline__ void raise(float to) {
-        const float factor = exp2f(offset - to);
-        offset = to;
-        sum *= factor;
-        values = make_float4(values.x * factor, values.y * factor, values.z * factor, values.w * factor);
-    }
     // Adds a part whose offset is not above this one's.
     __device__ __forceinline__ void add(float2 stat, float4 part) {
         const float factor = exp2f(stat.x - offset);
@@ -168,43 +166,117 @@ __device__ __forceinline__ void merge_parts(const Shared<D> &shared, uint32_t n_
     }
 }
 
-// Adds up a row's splits from scratch, to as many parts as there are threads for; returns how many. Part p takes the
-// splits p, p + n, ..., many of them in flight: the way to L2 and back is what this costs.
-template <int D>
-__device__ __forceinline__ uint32_t gather_splits(const Shared<D> &shared, const Item &at, const float *first,
-                                                  uint32_t pitch, uint32_t n_stats) {
-    using S = Shape<D>;
-    constexpr int kLoads = 16;
-    const uint32_t n_quads = at.n_heads * (D / 4);
-    const uint32_t n_parts = min(min((uint32_t)S::kWarps, max(1u, S::kThreads / n_quads)), at.n_splits);
-    for (uint32_t i = threadIdx.x; i < n_quads * n_parts; i += S::kThreads) {
-        const uint32_t part = i / n_quads, h = i % n_quads / (D / 4), c = i % (D / 4) * 4;
-        Weighted result;
-        for (uint32_t begin = part; begin < at.n_splits; begin += n_parts * kLoads) {
-            float2 stats[kLoads];
-            float4 values[kLoads];
-            float largest = result.offset;
-#pragma unroll
-            for (int u = 0; u < kLoads; u++) {
-                const uint32_t split = begin + u * n_parts;
-                stats[u] = make_float2(-INFINITY, 0);
-                values[u] = make_float4(0, 0, 0, 0);
-                if (split < at.n_splits) {
-                    const float *from = first + (size_t)split * pitch;
-                    stats[u] = load_written_8(from + 2 * h);
-                    values[u] = load_written_16(from + n_stats + h * D + c);
-                }
-            }
-#pragma unroll
-            for (int u = 0; u < kLoads; u++) largest = fmaxf(largest, stats[u].x);
-            result.raise(largest);
-#pragma unroll
-            for (int u = 0; u < kLoads; u++) result.add(stats[u], values[u]);
-        }
-        if (c == 0) shared.stat(part, h) = make_float2(result.offset, result.sum);
-        *reinterpret_cast<float4 *>(shared.values(part, h, c)) = result.values;
+// A value that says that it is there.
+__device__ __forceinline__ float written(float x) { return x == 0 ? -0.0f : x; }
+__device__ __forceinline__ bool is_written(float x) { return __float_as_uint(x) != 0; }
+
+// Leaves four columns of a split's head in their slot: `c` is the first, `slots` those of the split.
+template <int D> __device__ __forceinline__ void post(float *slots, uint32_t h, uint32_t c, const Weighted &w) {
+    float *slot = slots + (h * (D / kSlotColumns) + c / kSlotColumns) * kSlotFloats;
+    const float4 v = make_float4(written(w.values.x), written(w.values.y), written(w.values.z), written(w.values.w));
+    if (c % kSlotColumns == 0) {
+        store_shown_16(slot, make_float4(written(w.offset), written(w.sum), v.x, v.y));
+        store_shown_8(slot + 4, make_float2(v.z, v.w));
+    } else {
+        store_shown_8(slot + 6, make_float2(v.x, v.y));
+        store_shown_8(slot + 8, make_float2(v.z, v.w));
     }
-    return n_parts;
+}
+
+// A slot as it was found.
+struct Found {
+    float4 a, b;
+    float2 c;
+    __device__ __forceinline__ void load(const float *slot) {
+        a = load_shown_16(slot);
+        b = load_shown_16(slot + 4);
+        c = load_shown_8(slot + 8);
+    }
+    __device__ __forceinline__ bool is_full() const {
+        return is_written(a.x) && is_written(a.y) && is_written(a.z) && is_written(a.w) && is_written(b.x) &&
+               is_written(b.y) && is_written(b.z) && is_written(b.w) && is_written(c.x) && is_written(c.y);
+    }
+};
+
+__device__ __forceinline__ void empty(float *slot) {
+    store_shown_16(slot, make_float4(0, 0, 0, 0));
+    store_shown_16(slot + 4, make_float4(0, 0, 0, 0));
+    store_shown_8(slot + 8, make_float2(0, 0));
+}
+
+// Weighted values of 8 columns, of splits whose weights are relative to offsets of their own.
+struct Columns {
+    float offset = -FLT_MAX, sum = 0, values[kSlotColumns] = {};  // that of no split: finite, so that two of them add up
+
+    __device__ __forceinline__ void add(float its_offset, float its_sum, const float (&its_values)[kSlotColumns]) {
+        const float raised = fmaxf(offset, its_offset);
+        const float mine = exp2f(offset - raised), its = exp2f(its_offset - raised);
+        offset = raised;
+        sum = fmaf(sum, mine, its_sum * its);
+#pragma unroll
+        for (int i = 0; i < (int)kSlotColumns; i++) values[i] = fmaf(values[i], mine, its_values[i] * its);
+    }
+    __device__ __forceinline__ void add(const Found &f) {
+        const float its_values[kSlotColumns] = {f.a.z, f.a.w, f.b.x, f.b.y, f.b.z, f.b.w, f.c.x, f.c.y};
+        add(f.a.x, f.a.y, its_values);
+    }
+    // Adds what the lane whose number differs in `bit` has.
+    __device__ __forceinline__ void add_lane(uint32_t bit) {
+        float its_values[kSlotColumns];
+#pragma unroll
+        for (int i = 0; i < (int)kSlotColumns; i++) its_values[i] = __shfl_xor_sync(~0u, values[i], bit);
+        const float its_offset = __shfl_xor_sync(~0u, offset, bit), its_sum = __shfl_xor_sync(~0u, sum, bit);
+        add(its_offset, its_sum, its_values);
+    }
+};
+
+// Adds up the splits of this item's share of its heads' columns, and writes them out: as many shares as splits. `first`
+// points to the first split's slots. A group of lanes takes 8 columns, each lane every 32nd split, or one if there are
+// fewer. Waits for other blocks: all must be resident.
+template <int D, class Write>
+__device__ __forceinline__ void add_up_share(const Item &at, float *first, uint32_t pitch, Write write) {
+    constexpr int kAtOnce = 2;  // slots of which a lane has loads under way
+    const uint32_t n_columns = at.n_heads * (D / kSlotColumns);  // groups of 8
+    const uint32_t n_lanes = at.n_splits > 16 ? 32 : 1u << (32 - __clz(at.n_splits - 1));
+    const uint32_t lane = threadIdx.x % n_lanes;
+    // The same for all lanes of a warp: they add up together.
+    for (uint32_t i = threadIdx.x / 32 * (32 / n_lanes); at.split + at.n_splits * i < n_columns;
+         i += Shape<D>::kThreads / n_lanes) {
+        const uint32_t column = at.split + at.n_splits * (i + threadIdx.x % 32 / n_lanes);
+        Columns result;
+        for (uint32_t split = lane; column < n_columns && split < at.n_splits; split += kAtOnce * n_lanes) {
+            Found found[kAtOnce];
+            float *slot[kAtOnce];
+#pragma unroll
+            for (int u = 0; u < kAtOnce; u++)
+                slot[u] = first + (size_t)(split + u * n_lanes) * pitch + column * kSlotFloats;
+            const bool has_second = split + n_lanes < at.n_splits;
+            while (true) {
+                found[0].load(slot[0]);
+                if (has_second) found[1].load(slot[1]);
+                if (found[0].is_full() && (!has_second || found[1].is_full())) break;
+                // Others still read keys and values: looking all the time would be in their way.
+                if (at.n_items > gridDim.x) __nanosleep(200);
+            }
+            result.add(found[0]);
+            empty(slot[0]);
+            if (has_second) {
+                result.add(found[1]);
+                empty(slot[1]);
+            }
+        }
+        for (uint32_t bit = n_lanes / 2; bit > 0; bit /= 2) result.add_lane(bit);
+        if (lane != 0 || column >= n_columns) continue;
+        const uint32_t h = column / (D / kSlotColumns), c = column % (D / kSlotColumns) * kSlotColumns;
+#pragma unroll
+        for (uint32_t quad = 0; quad < kSlotColumns; quad += 4) {
+            Weighted four;
+            four.sum = result.sum;
+            four.values = make_float4(result.values[quad], result.values[quad + 1], result.values[quad + 2],
+                                      result.values[quad + 3]);
+            write(h, c + quad, four);
+        }
+    }
 }
 
 // The attention of one item's heads over its split, as one part for each warp that has a tile; returns how many.
@@ -345,61 +417,42 @@ __device__ __forceinline__ uint32_t attend_split(const orcd_attention_decode_arg
     return min((uint32_t)S::kWarps, div_ceil(min(kSplitTokens, at.position + 1 - split_begin), kBlockTokens));
 }
 
-// Counts one more block, makes this one's writes visible to those that count later, and theirs to this one. Between
-// barriers, one thread does it for all. An atomic operation with this order costs less than fences around a plain one.
-__device__ __forceinline__ uint32_t add_and_exchange_writes(uint32_t *counter) {
-    uint32_t before;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-    return before;
-}
-
 template <int D> __global__ void __launch_bounds__(Shape<D>::kThreads, 2) attend(orcd_attention_decode_args a) {
     extern __shared__ __align__(128) unsigned char memory[];
-    __shared__ bool is_last;
     const Shared<D> shared{memory};
-    const uint32_t heads = min(a.n_heads / a.n_kv_heads, kHeadsAnItem);
-    const uint32_t n_stats = stats_floats(heads), pitch = partial_floats(heads, D);
+    const uint32_t pitch = slots_floats(min(a.n_heads / a.n_kv_heads, kHeadsAnItem), D);
     __half *out = reinterpret_cast<__half *>(a.out);
+    Item at{};
+    auto write_out = [&](uint32_t h, uint32_t c, const Weighted &result) {
+        __half *to = out + (size_t)at.row * a.out_pitch + (at.first_head + h) * a.d_head + c;
+        const float inverse = 1.0f / result.sum;
+        const float4 v = result.values;
+        if (c < a.d_head) *reinterpret_cast<__half2 *>(to) = to_halves(v.x * inverse, v.y * inverse);
+        if (c + 2 < a.d_head) *reinterpret_cast<__half2 *>(to + 2) = to_halves(v.z * inverse, v.w * inverse);
+    };
 
     let_successor_start();
     if (!a.reads_ahead) wait_for_predecessor();
-    Item at{};
     // Looking for an item that is not there would hold up the block's end: after the first, their number is known.
     for (uint32_t item = blockIdx.x; (item == blockIdx.x || item < at.n_items) && find_item(a, item, at);
          item += gridDim.x) {
-        auto write_out = [&](uint32_t h, uint32_t c, const Weighted &result) {
-            __half *to = out + (size_t)at.row * a.out_pitch + (at.first_head + h) * a.d_head + c;
-            const float inverse = 1.0f / result.sum;
-            const float4 v = result.values;
-            if (c < a.d_head) *reinterpret_cast<__half2 *>(to) = to_halves(v.x * inverse, v.y * inverse);
-            if (c + 2 < a.d_head) *reinterpret_cast<__half2 *>(to + 2) = to_halves(v.z * inverse, v.w * inverse);
-        };
-        uint32_t n_parts = attend_split<D>(a, at, shared);
+        const uint32_t n_parts = attend_split<D>(a, at, shared);
         if (at.n_splits == 1) {
             merge_parts<D>(shared, at.n_heads, n_parts, write_out);
         } else {
             // The splits of a row's head tile are neighbours among the items, and so in scratch.
             if ((uint64_t)(item + 1) * pitch > a.n_partials) __trap();
-            float *partial = a.partials + (size_t)item * pitch;
-            merge_parts<D>(shared, at.n_heads, n_parts, [&](uint32_t h, uint32_t c, const Weighted &result) {
-                if (c == 0) *reinterpret_cast<float2 *>(partial + 2 * h) = make_float2(result.offset, result.sum);
-                *reinterpret_cast<float4 *>(partial + n_stats + h * D + c) = result.values;
-            });
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                const uint32_t n_head_tiles = a.n_kv_heads * div_ceil(a.n_heads / a.n_kv_heads, kHeadsAnItem);
-                uint32_t *counter = a.counters + (size_t)at.row * n_head_tiles + at.head_tile;
-                is_last = add_and_exchange_writes(counter) == at.n_splits - 1;
-                if (is_last) *counter = 0;
-            }
-            __syncthreads();
-            if (is_last) {
-                n_parts = gather_splits<D>(shared, at, partial - (size_t)at.split * pitch, pitch, n_stats);
-                __syncthreads();
-                merge_parts<D>(shared, at.n_heads, n_parts, write_out);
-            }
+            float *slots = a.partials + (size_t)item * pitch;
+            merge_parts<D>(shared, at.n_heads, n_parts,
+                           [&](uint32_t h, uint32_t c, const Weighted &result) { post<D>(slots, h, c, result); });
         }
         __syncthreads();  // the next item overwrites rings, queries and parts
+    }
+    // A block has left all its own before it waits for others'.
+    for (uint32_t item = blockIdx.x; item < at.n_items; item += gridDim.x) {
+        if (at.n_items > gridDim.x) find_item(a, item, at);
+        if (at.n_splits > 1)
+            add_up_share<D>(at, a.partials + (size_t)(item - at.split) * pitch, pitch, write_out);
     }
 
     wait_for_predecessor();
@@ -433,7 +486,7 @@ template <class S, class Kernel> cudaError_t allow_shared(S, Kernel kernel) {
 extern "C" int32_t orcd_attention_decode(const orcd_attention_decode_args *args, orcd_stream stream) {
     ORCD_REQUIRE(args && args->q && args->k_pool && args->v_pool && args->block_table && args->table_start &&
                  args->positions);
-    ORCD_REQUIRE(args->out && args->partials && args->counters && args->n_blocks > 0);
+    ORCD_REQUIRE(args->out && args->partials && args->n_blocks > 0);
     ORCD_REQUIRE(args->n_tokens > 0 && args->n_tokens <= orcd::kMaxRows);
     ORCD_REQUIRE(args->n_kv_heads > 0 && args->n_heads > 0 && args->n_heads % args->n_kv_heads == 0);
     ORCD_REQUIRE(args->d_head > 0 && args->d_head % 2 == 0 && args->d_head <= args->d_head_pad);
@@ -445,8 +498,13 @@ extern "C" int32_t orcd_attention_decode(const orcd_attention_decode_args *args,
     orcd::with_shape(args->d_head_pad, [&](auto shape, auto kernel) {
         using S = decltype(shape);
         status = (int32_t)orcd::allow_shared(shape, kernel);
-        if (status == (int32_t)cudaSuccess)
-            status = orcd::launch(kernel, dim3(args->n_blocks), dim3(S::kThreads), S::kSharedBytes, stream, *args);
+        if (status != (int32_t)cudaSuccess) return;
+        // Blocks wait for each other. Asked once: the devices of one process are assumed to be alike here.
+        static const uint32_t n_resident = orcd_attention_decode_blocks(S::kColumns);
+        status = (int32_t)cudaErrorLaunchOutOfResources;
+        if (n_resident == 0) return;
+        const dim3 grid(std::min(args->n_blocks, n_resident));
+        status = orcd::launch(kernel, grid, dim3(S::kThreads), S::kSharedBytes, stream, *args);
     });
     return status;
 }
@@ -456,11 +514,7 @@ extern "C" uint64_t orcd_attention_decode_partials(uint32_t max_tokens, uint32_t
     const uint32_t group = n_heads / n_kv_heads, heads = group < orcd::kHeadsAnItem ? group : orcd::kHeadsAnItem;
     const uint64_t n_items = (uint64_t)max_tokens * orcd::div_ceil(n_ctx, orcd::kSplitTokens) * n_kv_heads *
                              orcd::div_ceil(group, orcd::kHeadsAnItem);
-    return n_items * orcd::partial_floats(heads, d_head_pad);
-}
-
-extern "C" uint32_t orcd_attention_decode_counters(uint32_t max_tokens, uint32_t n_heads, uint32_t n_kv_heads) {
-    return max_tokens * n_kv_heads * orcd::div_ceil(n_heads / n_kv_heads, orcd::kHeadsAnItem);
+    return n_items * orcd::slots_floats(heads, d_head_pad);
 }
 
 extern "C" uint32_t orcd_attention_decode_blocks(uint32_t d_head_pad) {

@@ -40,10 +40,8 @@ class Batch {
         }
         Guarded<float> d_q(q);
         Guarded<uint32_t> d_positions(positions), d_table_start(table_start);
-        Guarded<uint32_t> counters(
-            std::vector<uint32_t>(orcd_attention_decode_counters(n, heads_.n_heads, heads_.n_kv_heads), 0));
-        Guarded<float> partials(
-            orcd_attention_decode_partials(n, longest_, heads_.n_heads, heads_.n_kv_heads, heads_.d_head_pad));
+        Guarded<float> partials(std::vector<float>(
+            orcd_attention_decode_partials(n, longest_, heads_.n_heads, heads_.n_kv_heads, heads_.d_head_pad), 0));
         Guarded<__half> out((size_t)n * pitch);
         orcd_attention_decode_args a{};
         a.q = d_q.get();
@@ -55,7 +53,6 @@ class Batch {
         a.out = reinterpret_cast<orcd_f16 *>(out.get());
         a.partials = partials.get();
         a.n_partials = partials.size();
-        a.counters = counters.get();
         a.out_pitch = pitch;
         a.n_tokens = n;
         a.n_heads = heads_.n_heads;
@@ -66,10 +63,10 @@ class Batch {
         a.reads_ahead = reads_ahead;
         CUDA(orcd_attention_decode(&a, nullptr));
         const std::vector<float> first = to_float(out.read());
-        CUDA(orcd_attention_decode(&a, nullptr));  // on the counters as the first call left them
+        CUDA(orcd_attention_decode(&a, nullptr));  // on the scratch as the first call left it
         CHECK(same_bits(to_float(out.read()), first), "a second run has other bits");
-        for (uint32_t counter : counters.read()) CHECK(counter == 0, "a counter was left at %u", counter);
-        partials.read();
+        const std::vector<float> left = partials.read();
+        CHECK(same_bits(left, std::vector<float>(left.size(), 0)), "a slot of scratch was not left empty");
         return first;
     }
 
@@ -170,6 +167,6 @@ TEST(attention_decode_refuses_what_it_cannot_do) {
     orcd_attention_decode_args a{};
     CHECK(orcd_attention_decode(&a, nullptr) == (int32_t)cudaErrorInvalidValue, "null pointers were taken");
     CHECK(orcd_attention_decode(nullptr, nullptr) == (int32_t)cudaErrorInvalidValue, "null arguments were taken");
-    CHECK(orcd_attention_decode_partials(256, 32768, 14, 2, 64) == 256ull * 128 * 2 * (16 + 7 * 64),
+    CHECK(orcd_attention_decode_partials(256, 32768, 14, 2, 64) == 256ull * 128 * 2 * 7 * 8 * 12,
           "the scratch has another size");
 }

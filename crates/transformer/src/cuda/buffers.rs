@@ -105,9 +105,8 @@ pub(super) struct Buffers {
     pub(super) logits: DeviceBuffer<f32>,
     /// Of sampled prompt rows. `[max_samples, n_vocab]`
     pub(super) prompt_logits: DeviceBuffer<f32>,
-    /// Attention's partial results, and its counters.
+    /// Attention's partial results. Zeros between calls.
     pub(super) attn_partials: DeviceBuffer<f32>,
-    pub(super) attn_counters: DeviceBuffer<u32>,
     /// What is chosen after each generated row, and after each sampled prompt row, as `orcd_sample_choice`s: the kernel writes them
     /// to the host's memory, which saves a copy that would cost more than it carries.
     /// `[slots, CHOICE_WORDS]` and `[max_samples, CHOICE_WORDS]`
@@ -130,7 +129,6 @@ pub(super) struct Sizes {
     slots: usize,
     samples: usize,
     attn_partials: usize,
-    attn_counters: usize,
     cos_sin: usize,
     sampling: usize,
     history: usize,
@@ -140,10 +138,9 @@ impl Sizes {
     pub(super) fn new(spec: &ModelSpec, w: &Widths, rows: usize, slots: usize, samples: usize, n_ctx: usize) -> Self {
         let [heads, kv_heads, pad] = [spec.n_heads, spec.n_kv_heads, w.d_head_pad].map(|n| n as u32);
         // SAFETY: all take and give numbers.
-        let (partials, counters, sampling) = unsafe {
+        let (partials, sampling) = unsafe {
             (
                 sys::orcd_attention_decode_partials(slots as u32, n_ctx as u32, heads, kv_heads, pad),
-                sys::orcd_attention_decode_counters(slots as u32, heads, kv_heads),
                 sys::orcd_sample_scratch_bytes(slots.max(samples) as u32, w.n_vocab as u32),
             )
         };
@@ -152,7 +149,6 @@ impl Sizes {
             slots,
             samples,
             attn_partials: partials as usize,
-            attn_counters: counters as usize,
             cos_sin: n_ctx * spec.rope.n_dims,
             sampling: sampling.div_ceil(size_of::<u64>()),
             history: samples * n_ctx,
@@ -166,7 +162,6 @@ impl Sizes {
             + w.max_splits() * self.slots * w.d_model
             + (self.slots + self.samples) * w.n_vocab
             + self.attn_partials
-            + self.attn_counters
             + self.cos_sin
             + 2 * self.sampling
             + self.history;
@@ -192,7 +187,6 @@ impl Buffers {
             logits: device.alloc_zeroed(slots * w.n_vocab)?,
             prompt_logits: device.alloc_zeroed(samples * w.n_vocab)?,
             attn_partials: device.alloc_zeroed(sizes.attn_partials)?,
-            attn_counters: device.alloc_zeroed(sizes.attn_counters)?,
             weights: device.alloc_zeroed(w.dequantized)?,
             cos_sin: device.alloc_zeroed(sizes.cos_sin)?,
             choices: device.alloc_pinned(slots * CHOICE_WORDS)?,

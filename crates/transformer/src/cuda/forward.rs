@@ -164,7 +164,6 @@ impl Forward {
                 out: b.attn.as_mut_ptr(),
                 partials: b.attn_partials.as_mut_ptr(),
                 n_partials: b.attn_partials.len() as u64,
-                counters: b.attn_counters.as_mut_ptr(),
                 out_pitch: w.q_pitch as u32,
                 n_tokens: n as u32,
                 n_heads: spec.n_heads as u32,
