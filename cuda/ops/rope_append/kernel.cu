@@ -78,8 +78,6 @@ __global__ void __launch_bounds__(kThreads) rotate_and_append(orcd_rope_append_a
         if (c < a.d_head) v = is_key ? turned_columns(a, head, angles, c) : *reinterpret_cast<const float2 *>(head + c);
         const size_t slot = ((size_t)block * a.n_kv_heads + h) * kBlockTokens + position % kBlockTokens;
         *reinterpret_cast<__half2 *>((is_key ? keys : values) + slot * a.d_head_pad + c) = saturated(v);
-        if (a.k_probe && is_key && c < a.d_head)
-            *reinterpret_cast<float2 *>(a.k_probe + ((size_t)row * a.n_kv_heads + h) * a.d_head + c) = v;
     }
 }
 
@@ -105,8 +103,7 @@ extern "C" int32_t orcd_rope_append(const orcd_rope_append_args *args, orcd_stre
                  args->d_head <= args->d_head_pad);
     ORCD_REQUIRE(args->n_rope % 2 == 0 && args->n_rope <= args->d_head && (args->n_rope == 0 || args->cos_sin));
     ORCD_REQUIRE(orcd::is_aligned(args->qkv, 8) && orcd::is_aligned(args->cos_sin, 8) && orcd::is_aligned(args->q, 8));
-    ORCD_REQUIRE(orcd::is_aligned(args->k_pool, 4) && orcd::is_aligned(args->v_pool, 4) &&
-                 orcd::is_aligned(args->k_probe, 8));
+    ORCD_REQUIRE(orcd::is_aligned(args->k_pool, 4) && orcd::is_aligned(args->v_pool, 4));
     return orcd::launch(orcd::rotate_and_append, dim3(args->n_tokens), dim3(orcd::kThreads), 0, stream, *args);
 }
 

@@ -16,7 +16,6 @@ typedef struct orcd_rope_append_args {
     const uint32_t *block_table; /* pool blocks of all sequences */
     const uint32_t *table_start; /* [n_tokens]: where in it the row's sequence begins */
     const uint32_t *positions;   /* [n_tokens]: absolute; 0xFFFFFFFF: no keys are written, and q is zero */
-    float *k_probe;              /* [n_tokens, n_kv_heads, d_head]: keys after RoPE, for those who compare; or null */
     uint32_t n_tokens;
     uint32_t n_heads;
     uint32_t n_kv_heads;

@@ -306,7 +306,6 @@ impl Forward {
                 block_table: numbers(layout.block_table()),
                 table_start: numbers(layout.prompt_tables()),
                 positions: numbers(layout.prompt_positions()),
-                k_probe: std::ptr::null_mut(),
                 n_tokens: n as u32,
                 n_heads: spec.n_heads as u32,
                 n_kv_heads: spec.n_kv_heads as u32,
