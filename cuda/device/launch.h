@@ -19,7 +19,7 @@ inline bool is_aligned(const void *p, uintptr_t bytes) { return ((uintptr_t)p & 
 __host__ __device__ constexpr uint32_t div_ceil(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
 // Whether kernels may start before their predecessor has finished (see dependency.cuh). A switch, because a missing wait is a
-// race that no test is certain to see; Hopper and later.
+// race that no test is certain to see. Turned on only for code that waits (orcd_set_dependent_launch).
 inline bool &dependent_launch() {
     static bool enabled = false;
     return enabled;

@@ -19,6 +19,9 @@ const INSUFFICIENT_DRIVER: i32 = 35;
 const NO_DEVICE: i32 = 100;
 const NO_CODE: [i32; 3] = [98, 209, 222]; // no such function, no image, PTX of a version that the driver cannot read
 
+/// What the kernels of this build were compiled for, as CMake writes it: `80-virtual;90a-real`.
+pub const ARCHITECTURES: &str = env!("WORKER_CUDA_ARCHITECTURES");
+
 /// A device that can run the kernels of this build. Cheap to clone; any thread may use it.
 #[derive(Debug, Clone)]
 pub struct Device {
@@ -94,7 +97,7 @@ impl Device {
                 ordinal,
                 name: device.facts.name.clone(),
                 found: device.facts.compute_capability,
-                built_for: env!("WORKER_CUDA_ARCHITECTURES").to_owned(),
+                built_for: ARCHITECTURES.to_owned(),
             }),
             Err(error) => Err(error.into()),
         }

@@ -61,7 +61,7 @@ pub use repr::DeviceRepr;
 #[cfg(feature = "cuda")]
 pub use buffer::DeviceBuffer;
 #[cfg(feature = "cuda")]
-pub use device::Device;
+pub use device::{ARCHITECTURES, Device};
 #[cfg(feature = "cuda")]
 pub use event::Event;
 #[cfg(feature = "cuda")]

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
 
-use cuda_sys::{CudaError, Device, DeviceRepr, Event, MemoryKind, OpenError, Stream};
+use cuda_sys::{ARCHITECTURES, CudaError, Device, DeviceRepr, Event, MemoryKind, OpenError, Stream, sys};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -53,6 +53,20 @@ fn a_device_has_the_facts_that_kernels_need() {
         assert!(!facts.name.is_empty() && facts.n_sms > 0 && facts.compute_capability.major >= 8);
         assert!(facts.l2_bytes >= 1 << 20 && facts.max_shared_bytes >= 64 << 10);
         assert!(memory.free > 0 && memory.free <= memory.total && memory.total <= facts.total_bytes);
+    });
+}
+
+#[test]
+fn kernels_start_early_only_where_their_code_knows_how_to_wait() {
+    with_gpu(|device, _| {
+        // Code for 90a runs on 9.0 alone; anything else runs from PTX, whose version says what it knows.
+        let is_hopper = device.facts().compute_capability.to_string() == "9.0";
+        let has_code = ARCHITECTURES.split(';').any(|arch| arch.starts_with("90"));
+        // SAFETY: takes a flag; the thread is bound to the device, which `with_gpu` has opened. No launch reads it meanwhile.
+        let on = unsafe { [1, 0].map(|flag| sys::orcd_set_dependent_launch(flag)) };
+        println!("kernels for {ARCHITECTURES}: dependent launch {}", on[0]);
+        assert!(on[1] == 0 && (on[0] == 1 || !(is_hopper && has_code)));
+        assert!(on[0] == 0 || ARCHITECTURES != "80-virtual");
     });
 }
 

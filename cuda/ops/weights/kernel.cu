@@ -75,4 +75,13 @@ extern "C" int32_t orcd_split_q8_0(const orcd_split_q8_0_args *args, orcd_stream
     return orcd::launch(orcd::split_thread_per_value, grid, dim3(orcd::kThreads), 0, stream, *args);
 }
 
-extern "C" void orcd_set_dependent_launch(int32_t enabled) { orcd::dependent_launch() = enabled != 0; }
+extern "C" int32_t orcd_set_dependent_launch(int32_t enabled) {
+    // Code made from PTX for something older than Hopper waits for nobody (dependency.cuh), on whatever device it runs. One
+    // kernel answers for all: they are compiled for the same architectures.
+    cudaFuncAttributes attributes{};
+    const bool waits = cudaFuncGetAttributes(&attributes, orcd::dequantize_warp_per_row) == cudaSuccess &&
+                       attributes.ptxVersion >= 90;
+    cudaGetLastError();  // a kernel that cannot be asked cannot be launched either, which says why
+    orcd::dependent_launch() = enabled != 0 && waits;
+    return orcd::dependent_launch();
+}

@@ -34,8 +34,9 @@ typedef struct orcd_split_q8_0_args {
 
 int32_t orcd_split_q8_0(const orcd_split_q8_0_args *args, orcd_stream stream);
 
-/* Lets kernels start before their predecessor has finished (programmatic dependent launch), from the next launch on. */
-void orcd_set_dependent_launch(int32_t enabled);
+/* Lets kernels start before their predecessor has finished (programmatic dependent launch), from the next launch on, if the
+ * code that the current device runs knows how to wait: that for sm_90 and later does. Returns whether it is on now. */
+int32_t orcd_set_dependent_launch(int32_t enabled);
 
 #ifdef __cplusplus
 }
