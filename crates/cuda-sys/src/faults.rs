@@ -1,8 +1,12 @@
-//! Making allocations fail, for tests of what happens then.
+//! Making allocations fail and a device's context end, for tests of what happens then.
 //!
-//! One counter for the process: a test that uses it shares its process with no other test that allocates.
+//! Both concern the whole process: a test that uses one shares its process with no other test that allocates, or that uses the
+//! device at all.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+
+#[cfg(feature = "cuda")]
+use crate::{CudaError, Device, sys};
 
 /// Allocations until the one that fails; below zero: none will.
 static REMAINING: AtomicI64 = AtomicI64::new(-1);
@@ -16,6 +20,28 @@ pub fn fail_allocation_after(n: u32) {
 /// Takes the fault back. Returns whether it was still waiting to happen.
 pub fn clear() -> bool {
     REMAINING.swap(-1, Ordering::SeqCst) >= 0
+}
+
+/// Ends the process's context on a device as a kernel with a wrong address does: one reads where there is no memory. Waits
+/// until that has happened. From then on every call on the device reports it, and only a new process has another context.
+///
+/// # Errors
+/// Always, with what the device says of that read; `Ok` would mean that it went unnoticed.
+#[cfg(feature = "cuda")]
+pub fn poison_context(device: &Device) -> Result<(), CudaError> {
+    /// Aligned, and never mapped.
+    const NOWHERE: usize = 64;
+    let stream = device.stream()?;
+    let args = sys::orcd_rope_table_args {
+        inv_freq: std::ptr::without_provenance(NOWHERE),
+        cos_sin: std::ptr::without_provenance_mut(NOWHERE),
+        n_ctx: 1,
+        n_rope: 2,
+    };
+    // SAFETY: the host only hands these addresses on, and the device refuses them without harm to anything but its context.
+    let status = unsafe { sys::orcd_rope_table(&args, stream.raw()) };
+    stream.launched("orcd_rope_table", status)?;
+    stream.synchronize()
 }
 
 /// Counts an allocation; whether it is the one that fails.

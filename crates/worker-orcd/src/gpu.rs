@@ -106,6 +106,15 @@ pub(crate) fn make(
     anyhow::bail!("GPU {} ({}): this build of worker-orcd has no CUDA", gpu.ordinal, gpu.name)
 }
 
+/// Destroys the process's context on a GPU: what its executor is asked next fails.
+#[cfg(all(feature = "cuda", feature = "fault-injection"))]
+pub(crate) fn poison(gpu: &Gpu) {
+    match transformer::cuda::poison_context(gpu.ordinal) {
+        Ok(()) => panic!("GPU {} does not mind what should have destroyed its context", gpu.ordinal),
+        Err(error) => tracing::warn!("destroyed the context on demand: {error}"),
+    }
+}
+
 /// Requests that may generate at the same time where nobody said. Decoding 256 costs a GPU hardly more than decoding one,
 /// and they share one pool of keys and values; but each has a row of logits and scratch memory of its own, which may take
 /// a quarter of what the weights leave.

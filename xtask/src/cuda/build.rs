@@ -56,7 +56,7 @@ pub(super) fn op_tests(architectures: &str) -> Result<PathBuf> {
 /// that need no GPU.
 pub(crate) fn compile_only() -> Result<()> {
     const ARCHITECTURES: &str = "90a-real";
-    let features = format!("{},worker-orcd/cuda", super::test::FEATURES);
+    let features = format!("{},{}", super::test::FEATURES, super::test::WORKER_FEATURES);
     let packages = ["--package", "cuda-sys", "--package", "transformer", "--package", "worker-orcd"];
     let announced = |command: &mut Command| {
         println!("$ {}", shown(command));
@@ -67,7 +67,8 @@ pub(crate) fn compile_only() -> Result<()> {
     let mut doc = cargo(["doc", "--no-deps", "--quiet", "--features", &features]);
     announced(doc.args(packages).env("RUSTDOCFLAGS", "--deny warnings"))?;
     let mut tests = cargo(["test", "--package", "cuda-sys", "--package", "transformer", "--lib", "--test", "contract"]);
-    announced(tests.args(["--test", "gpu", "--test", "faults", "--features", super::test::FEATURES]))?;
+    tests.args(["--test", "gpu", "--test", "faults", "--test", "poison"]);
+    announced(tests.args(["--features", super::test::FEATURES]))?;
     let op_tests = op_tests(ARCHITECTURES)?;
     announced(&mut Command::new(op_tests))
 }

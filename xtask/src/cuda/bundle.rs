@@ -85,26 +85,29 @@ fn programs(architectures: &str, out: &Path) -> Result<()> {
     built.iter().try_for_each(|program| strip(&program.path, &out.join("bin").join(&program.name)))
 }
 
-/// Tests that say something on a GPU, in cargo's usual profile, with its checks of arithmetic.
+/// Tests that say something on a GPU, in cargo's usual profile, with its checks of arithmetic; and a worker whose GPU can be made
+/// to fail.
 fn tests(architectures: &str, out: &Path) -> Result<()> {
     let mut command = cargo(["build", "--tests", "--package", "cuda-sys", "--package", "transformer"]);
-    command.args(["--package", "worker-tests", "--features", super::test::FEATURES]);
+    command.args(["--package", "worker-orcd", "--package", "worker-tests", "--no-default-features", "--features"]);
+    command.arg(format!("{},{}", super::test::FEATURES, super::test::WORKER_FEATURES));
     let built = cargo::build(command.env("WORKER_CUDA_ARCHS", architectures))?;
+    strip(built.get("worker-orcd")?, &out.join("bin/worker-orcd-faults"))?;
     for test in built.iter().filter(|built| built.kind == Kind::Test && is_gpu_test(&built.package, &built.name)) {
         strip(&test.path, &out.join("tests").join(format!("{}.{}", test.package, test.name)))?;
     }
     Ok(())
 }
 
-/// `correctness` holds every executor to the same goldens, `transformer` are that crate's unit tests, and `storm` is given
-/// the worker and the device by its environment.
+/// `correctness` holds every executor to the same goldens, `transformer` are that crate's unit tests, and `process` and `storm` are
+/// given the worker and the device by their environment.
 fn is_gpu_test(package: &str, name: &str) -> bool {
     match package {
         "cuda-sys" => true,
         "transformer" => {
             ["correctness", "transformer"].contains(&name) || name.starts_with("cuda") || name.starts_with("gpu")
         }
-        _ => name == "storm",
+        _ => ["process", "storm"].contains(&name),
     }
 }
 
@@ -167,6 +170,7 @@ mod tests {
         assert!(is_gpu_test("cuda-sys", "gpu") && is_gpu_test("cuda-sys", "contract"));
         assert!(is_gpu_test("transformer", "correctness") && is_gpu_test("transformer", "cuda_steps"));
         assert!(!is_gpu_test("transformer", "spec") && !is_gpu_test("worker-orcd", "worker-orcd"));
+        assert!(is_gpu_test("worker-orcd", "process"));
         assert!(is_gpu_test("tests", "storm") && !is_gpu_test("tests", "haiku_generation_anti_cheat"));
     }
 

@@ -10,6 +10,7 @@
 #   TEST_FILTER       only Rust tests whose names contain this
 #   SANITIZER_TOOLS   default: memcheck racecheck initcheck synccheck
 #   SANITIZER_FILTER  as OP_FILTER, for the sanitizer, under which tests take many times as long
+#   SANITIZER_SHARDS  processes that share a tool's tests; default: as many as there are cores, at most 16
 #   DEVICE            where the worker is to compute; default: cuda
 #   MODEL             a GGUF file to measure; default: one with random weights, written to $WORK by the first step that needs it
 #                     (for full-size another, with large biases and activations)
@@ -57,10 +58,13 @@ op_tests() {
 gpu_tests() {
     local failed=0 test
     for test in tests/*; do
-        [ "$test" != tests/tests.storm ] || continue # a step of its own
+        case $test in tests/tests.storm | tests/worker-orcd.process) continue ;; esac # a step of its own; below
         # shellcheck disable=SC2086
         say "$test" ${TEST_FILTER:-} --nocapture || failed=1
     done
+    # One worker at a time: they look at the GPU's free memory.
+    WORKER_ORCD_BIN=$here/bin/worker-orcd-faults \
+        say tests/worker-orcd.process "${TEST_FILTER:-faults::}" --nocapture --test-threads=1 || failed=1
     return $failed
 }
 
@@ -106,8 +110,29 @@ sanitizer() {
     local failed=0 tool
     command -v compute-sanitizer || export PATH=$PATH:/usr/local/cuda/bin
     for tool in ${SANITIZER_TOOLS:-memcheck racecheck initcheck synccheck}; do
+        sanitized "$tool" || failed=1
+    done
+    return $failed
+}
+
+# All tests under one of the sanitizer's tools, in shards that run at the same time: racecheck takes most of a minute for a dozen
+# tests. Shows each shard's words once it and those before it are done; until then they are in files.
+sanitized() {
+    local tool=$1 n=${SANITIZER_SHARDS:-$(nproc)} failed=0 shard port running=()
+    [ -n "${SANITIZER_SHARDS:-}" ] || [ "$n" -le 16 ] || n=16
+    for ((shard = 1; shard <= n; shard++)); do
+        # Ports of its own, where it can be told.
+        port=
+        ! compute-sanitizer --help | grep -q -e --base-port || port="--base-port $((49152 + 16 * shard))"
         # shellcheck disable=SC2086
-        say compute-sanitizer --tool "$tool" --error-exitcode 9 bin/op-tests ${SANITIZER_FILTER:-} || failed=1
+        say compute-sanitizer --tool "$tool" --error-exitcode 9 $port bin/op-tests --shard "$shard/$n" \
+            ${SANITIZER_FILTER:-} >"$out/sanitizer-$tool-$shard.log" 2>&1 &
+        running+=($!)
+    done
+    for ((shard = 1; shard <= n; shard++)); do
+        wait "${running[shard - 1]}" || failed=1
+        cat "$out/sanitizer-$tool-$shard.log"
+        rm "$out/sanitizer-$tool-$shard.log"
     done
     return $failed
 }
@@ -115,13 +140,14 @@ sanitizer() {
 # What a step's log says in a few words: sums of tests, errors that the sanitizer counts, the last line otherwise.
 note() {
     awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1) } tests = 1 }
-         /ERROR SUMMARY|RACECHECK SUMMARY/ { s = s " " $0 }
+         / ERROR SUMMARY: | RACECHECK SUMMARY: / { found += $4; checks++ } # after "========="
          /^all [0-9]+ positions: / { split($0, part, ";"); s = s "; " part[1] }
          /SKIPPED/ { skipped++ }
          NF > 1 && !verdict { last = $0 }
          /^(passed|FAILED): / { verdict = 1 } # of the haiku run, before its report
          END { if (tests) printf "%d passed, %d failed", p, f; else printf "%s", substr(last, 1, 90)
                if (skipped) printf ", %d SKIPPED", skipped
+               if (checks) printf ", %d errors or hazards in %d runs of the sanitizer", found, checks
                print s }' "$1"
 }
 

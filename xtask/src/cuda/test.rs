@@ -18,7 +18,10 @@ pub(crate) struct Args {
 }
 
 /// Features under which packages have tests for a GPU.
-pub(super) const FEATURES: &str = "cuda-sys/cuda,cuda-sys/fault-injection,transformer/cuda";
+pub(super) const FEATURES: &str = "cuda-sys/cuda,cuda-sys/fault-injection,transformer/cuda,transformer/fault-injection";
+
+/// Those of a worker whose GPU really fails.
+pub(super) const WORKER_FEATURES: &str = "worker-orcd/cuda,worker-orcd/fault-injection";
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let architectures = architectures(args.arch.as_deref());
@@ -32,13 +35,19 @@ pub(super) fn run(args: &Args) -> Result<()> {
     ops.args(&args.filter);
     println!("$ {}", shown(&ops));
     succeed(&mut ops)?;
-    let mut tests = tests();
-    // Where a GPU has to be there, the tests of every executor are about it.
-    if std::env::var("WORKER_REQUIRE_GPU").as_deref() == Ok("1") && std::env::var_os("WORKER_TEST_DEVICE").is_none() {
-        tests.env("WORKER_TEST_DEVICE", "cuda");
-    }
     // Not captured, so that a test that skips is seen to.
+    let mut tests = tests();
     tests.args(&args.filter).args(["--", "--nocapture"]);
-    println!("$ {}", shown(&tests));
-    succeed(&mut tests)
+    // One worker at a time: they look at the GPU's free memory.
+    let mut faults = cargo(["test", "--package", "worker-orcd", "--test", "process", "--features", WORKER_FEATURES]);
+    faults.arg(args.filter.as_deref().unwrap_or("faults::")).args(["--", "--nocapture", "--test-threads=1"]);
+    // Where a GPU has to be there, the tests of every executor are about it.
+    let required = std::env::var("WORKER_REQUIRE_GPU").is_ok_and(|value| value == "1");
+    let device =
+        (required && std::env::var_os("WORKER_TEST_DEVICE").is_none()).then_some(("WORKER_TEST_DEVICE", "cuda"));
+    for tests in [&mut tests, faults.env("WORKER_CUDA_ARCHS", &architectures)] {
+        println!("$ {}", shown(tests));
+        succeed(tests.envs(device))?;
+    }
+    Ok(())
 }

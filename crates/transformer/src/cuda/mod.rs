@@ -167,6 +167,16 @@ pub fn device_facts(ordinal: u32) -> Result<(DeviceFacts, u64), OpenError> {
     Ok((device.facts().clone(), memory.free))
 }
 
+/// Destroys the process's context on a GPU, so that every executor on it fails with its next call: for tests of what becomes
+/// of a worker then.
+///
+/// # Errors
+/// Always: see [`cuda_sys::faults::poison_context`].
+#[cfg(feature = "fault-injection")]
+pub fn poison_context(ordinal: u32) -> Result<(), CudaError> {
+    Ok(cuda_sys::faults::poison_context(&Device::open(ordinal)?)?)
+}
+
 /// Bytes of a KV block of [`BLOCK_TOKENS`] tokens: heads are padded to widths that kernels are made for.
 pub fn kv_block_bytes(spec: &ModelSpec) -> u64 {
     let pad = d_head_pad(spec.d_head).unwrap_or(spec.d_head);

@@ -201,7 +201,7 @@ fn become_ready(args: &ServeArgs, loaded: Loaded, model: &str, state: &AppState)
         ..EngineConfig::default()
     };
     let held = loaded.executor.memory();
-    let engine = Engine::start(fault::injected(loaded.executor), config, std::time::Instant::now);
+    let engine = Engine::start(fault::injected(loaded.executor, &loaded.device), config, std::time::Instant::now);
     state.set_ready(Served { engine: engine.clone(), tokenizer: loaded.tokenizer, facts });
     tracing::info!(
         "ready in {:.2} s: {model} ({} {}, {} of weights) on {}, context {} tokens, {} requests at a time share {} of \

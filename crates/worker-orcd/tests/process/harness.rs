@@ -11,11 +11,29 @@ use std::time::{Duration, Instant};
 /// Nothing in these tests takes longer, however busy the machine is.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The binary, in an environment of its own, so that nobody's variables reach it.
+/// The binary, in an environment of its own, so that nobody's variables reach it but those of the GPU's driver.
+///
+/// The one that was built with these tests, or that `WORKER_ORCD_BIN` names. Where the tests were carried to another machine,
+/// it has no model of its own, and is given the file.
 pub(crate) fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_worker-orcd"));
+    let named = std::env::var_os("WORKER_ORCD_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_worker-orcd").into());
+    let mut command = Command::new(named);
     command.env_clear().args(args);
+    if device() == "cuda" {
+        // Where it finds the driver, and kernels that the driver has compiled before.
+        let is_of_driver = |name: &str| ["HOME", "LD_LIBRARY_PATH"].contains(&name) || name.starts_with("CUDA_");
+        command.envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_of_driver)));
+    }
+    if std::env::var_os("WORKER_TEST_ROOT").is_some() {
+        let model = test_support::checkout().join("models/haiku/haiku-qwen2-5.8m-f16.gguf");
+        command.env("WORKER_ORCD_MODEL", model);
+    }
     command
+}
+
+/// Where a worker is to compute whose test is about the device: `cpu`, or what `WORKER_TEST_DEVICE` says.
+pub(crate) fn device() -> String {
+    std::env::var("WORKER_TEST_DEVICE").unwrap_or_else(|_| "cpu".into())
 }
 
 /// Runs the binary to its end with nothing on standard input.
