@@ -121,26 +121,24 @@ pub(crate) fn load(file: &ModelFile, options: &Options, progress: &mut OnProgres
 }
 
 fn make(model: Model<'_>, device: &Device, options: &Options, progress: &mut OnProgress<'_>) -> anyhow::Result<Made> {
-    let max_seqs = options.max_seqs.unwrap_or_else(|| match device {
-        Device::Cpu { .. } => CPU_MAX_SEQS,
-        Device::Cuda(gpu) => gpu::default_max_seqs(model, gpu, options.ctx_size),
-    });
-    // Each sequence must be able to have its row in every step.
-    let max_batch_tokens = device.max_batch_tokens().max(max_seqs);
+    let max_batch_tokens = device.max_batch_tokens();
     match device {
-        Device::Cpu { threads } => make_cpu(model, *threads, (max_seqs, max_batch_tokens), options, progress),
-        Device::Cuda(gpu) => gpu::make(model, gpu, (max_seqs, max_batch_tokens), options, progress),
+        Device::Cpu { threads } => make_cpu(model, *threads, max_batch_tokens, options, progress),
+        Device::Cuda(gpu) => gpu::make(model, gpu, max_batch_tokens, options, progress),
     }
 }
 
 fn make_cpu(
     model: Model<'_>,
     threads: usize,
-    (max_seqs, max_batch_tokens): (usize, usize),
+    max_batch_tokens: usize,
     options: &Options,
     progress: &mut OnProgress<'_>,
 ) -> anyhow::Result<Made> {
     let Model { file, gguf, spec } = model;
+    let max_seqs = options.max_seqs.unwrap_or(CPU_MAX_SEQS);
+    // Each sequence must be able to have its row in every step.
+    let max_batch_tokens = max_batch_tokens.max(max_seqs);
     let bytes_per_token = spec.kv_bytes_per_token(options.kv_type.n_bytes());
     let plan = plan(model, bytes_per_token, max_seqs, options, Room::of_machine())?;
     let began = Instant::now();

@@ -173,7 +173,7 @@ impl Sizes {
 impl Buffers {
     pub(super) fn new(device: &Device, w: &Widths, sizes: &Sizes) -> Result<Self, cuda_sys::CudaError> {
         let Sizes { rows, slots, samples, .. } = *sizes;
-        Ok(Self {
+        let buffers = Self {
             residual: device.alloc_zeroed(rows * w.d_model)?,
             updated: device.alloc_zeroed(MAX_FUSED * w.d_model)?,
             normed: device.alloc_zeroed(rows * w.model_pitch)?,
@@ -193,7 +193,21 @@ impl Buffers {
             prompt_choices: device.alloc_pinned(samples * CHOICE_WORDS)?,
             sampling: device.alloc_zeroed(sizes.sampling)?,
             history: device.alloc_zeroed(sizes.history)?,
-        })
+        };
+        debug_assert_eq!(buffers.n_bytes(), sizes.n_bytes(w));
+        Ok(buffers)
+    }
+
+    /// Bytes of GPU memory, which the host's choices are not.
+    fn n_bytes(&self) -> u64 {
+        let floats = [&self.residual, &self.updated, &self.qkv, &self.q, &self.ffn_scale, &self.ffn_unscale];
+        let more_floats = [&self.partials, &self.logits, &self.prompt_logits, &self.attn_partials, &self.cos_sin];
+        let halves = [&self.normed, &self.attn, &self.act, &self.weights];
+        let n_bytes = floats.into_iter().chain(more_floats).map(DeviceBuffer::n_bytes).sum::<usize>()
+            + halves.into_iter().map(DeviceBuffer::n_bytes).sum::<usize>()
+            + self.sampling.n_bytes()
+            + self.history.n_bytes();
+        n_bytes as u64
     }
 }
 

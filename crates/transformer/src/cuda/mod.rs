@@ -47,7 +47,8 @@ pub const MAX_BATCH_TOKENS: usize = 1 << 15;
 pub const MAX_SEQS: usize = 256;
 /// Numbers of generated rows that graphs are recorded for; a step is padded to the next of them.
 pub const BUCKETS: [usize; 14] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
-/// Bytes of GPU memory that are left to the driver, graphs and kernels' code when the fit is checked.
+/// Bytes of GPU memory that are left to the driver for graphs and kernels' code, and for rounding each allocation up, when the fit
+/// is checked. The context has been made before free memory is looked at.
 const RESERVED_BYTES: u64 = 256 << 20;
 
 /// How a [`CudaExecutor`] is made.
@@ -183,6 +184,57 @@ pub fn kv_block_bytes(spec: &ModelSpec) -> u64 {
     2 * (spec.n_layers * spec.n_kv_heads * BLOCK_TOKENS * pad * 2) as u64
 }
 
+/// What a [`CudaExecutor`] takes of a GPU's memory beside its KV pool, to the byte but for an allowance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryNeeds {
+    /// Bytes of weights, with the padding that kernels read them by.
+    pub weight_bytes: u64,
+    /// Bytes that steps work in: activations, logits, tables, inputs.
+    pub scratch_bytes: u64,
+    /// The allowance: what the driver may take for graphs, for kernels' code and for rounding up.
+    pub reserved_bytes: u64,
+}
+
+impl MemoryNeeds {
+    /// Of an executor with room for `max_seqs` sequences of `n_ctx` tokens in steps of `max_batch_tokens` rows. Touches no GPU.
+    ///
+    /// # Errors
+    /// [`CudaError`]: a tensor without kernels, heads that are too large.
+    pub fn of(
+        spec: &ModelSpec,
+        gguf: &Gguf<'_>,
+        n_ctx: usize,
+        max_seqs: usize,
+        max_batch_tokens: usize,
+    ) -> Result<Self, CudaError> {
+        let plan = Plan::new(spec, gguf)?;
+        let widths = Widths::new(spec, buffers::dequantized_of(&plan, spec))?;
+        let (sizes, layout) = sizes(spec, &widths, n_ctx, max_seqs, max_batch_tokens);
+        Ok(Self::new(&plan, &widths, &sizes, &layout))
+    }
+
+    fn new(plan: &Plan, widths: &Widths, sizes: &Sizes, layout: &Layout) -> Self {
+        Self {
+            weight_bytes: (plan.arena_bytes + plan.n_vector_values * 4) as u64,
+            scratch_bytes: sizes.n_bytes(widths) + (layout.len() * 4) as u64,
+            reserved_bytes: RESERVED_BYTES,
+        }
+    }
+
+    /// All of them.
+    pub fn total_bytes(&self) -> u64 {
+        self.weight_bytes + self.scratch_bytes + self.reserved_bytes
+    }
+}
+
+/// How much a step works in, and how it is laid out.
+fn sizes(spec: &ModelSpec, widths: &Widths, n_ctx: usize, max_seqs: usize, max_batch_tokens: usize) -> (Sizes, Layout) {
+    let n_slots = bucket(max_seqs);
+    let max_table = max_seqs * n_ctx.div_ceil(BLOCK_TOKENS);
+    let sizes = Sizes::new(spec, widths, max_batch_tokens, n_slots, max_seqs, n_ctx);
+    (sizes, Layout::new(max_batch_tokens, max_seqs, n_slots, max_table))
+}
+
 /// How long the parts of [`CudaExecutor::load`] took, from its beginning.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadTimes {
@@ -243,14 +295,14 @@ impl CudaExecutor {
         let stream = device.stream()?;
         let opened = began.elapsed();
         let free = device.memory()?.free;
-        let n_slots = bucket(options.max_seqs);
         let block_bytes = kv_block_bytes(&spec);
         let n_blocks = n_kv_blocks(&options, n_ctx, block_bytes, free)?;
         let n_ctx = n_ctx.min(n_blocks * BLOCK_TOKENS);
-        let sizes = Sizes::new(&spec, &widths, options.max_batch_tokens, n_slots, options.max_seqs, n_ctx);
-        let weight_bytes = (plan.arena_bytes + plan.n_vector_values * 4) as u64;
-        let (kv_bytes, scratch_bytes) = (n_blocks as u64 * block_bytes, sizes.n_bytes(&widths));
-        let needed = weight_bytes + kv_bytes + scratch_bytes + RESERVED_BYTES;
+        let (sizes, layout) = sizes(&spec, &widths, n_ctx, options.max_seqs, options.max_batch_tokens);
+        let needs = MemoryNeeds::new(&plan, &widths, &sizes, &layout);
+        let MemoryNeeds { weight_bytes, scratch_bytes, .. } = needs;
+        let kv_bytes = n_blocks as u64 * block_bytes;
+        let needed = needs.total_bytes() + kv_bytes;
         if needed > free {
             return Err(CudaError::Memory {
                 ordinal: options.ordinal,
@@ -272,8 +324,6 @@ impl CudaExecutor {
         // SAFETY: takes and gives numbers.
         let rows_per_tile =
             unsafe { sys::orcd_attention_prefill_tile_rows(spec.n_heads as u32, spec.n_kv_heads as u32) } as usize;
-        let max_table = options.max_seqs * n_ctx.div_ceil(BLOCK_TOKENS);
-        let layout = Layout::new(options.max_batch_tokens, options.max_seqs, n_slots, max_table);
         let layer_len = n_blocks * spec.n_kv_heads * BLOCK_TOKENS * widths.d_head_pad;
         let kv = KvPool::new(&device, spec.n_layers, layer_len)?;
         let info = ExecutorInfo {
@@ -553,11 +603,31 @@ fn executor_error(error: cuda_sys::CudaError) -> ExecutorError {
 
 #[cfg(test)]
 mod tests {
+    use test_support::tiny_model::TinyModel;
+
     use super::*;
 
     #[test]
     fn steps_are_padded_to_the_next_size() {
         assert_eq!([0, 1, 2, 3, 9, 33, 200, 256].map(bucket), [0, 1, 2, 4, 12, 48, 256, 256]);
         assert_eq!(BUCKETS[BUCKETS.len() - 1], MAX_SEQS);
+    }
+
+    #[test]
+    fn needs_are_the_files_weights_and_little_more() {
+        let file = TinyModel::default().build();
+        let gguf = Gguf::parse(&file).unwrap();
+        let spec = ModelSpec::from_gguf(&gguf).unwrap();
+        let needs = |max_seqs, rows| MemoryNeeds::of(&spec, &gguf, 128, max_seqs, rows).unwrap();
+        let in_file: u64 = gguf.tensors.iter().map(|tensor| tensor.n_bytes).sum();
+        let padding = needs(1, 1).weight_bytes.checked_sub(in_file).unwrap();
+        assert!(padding < 256 * gguf.tensors.len() as u64, "{padding}");
+        // Every row has its activations, every sequence its logits, choices and history.
+        let of_rows = needs(8, 2048).scratch_bytes - needs(8, 1024).scratch_bytes;
+        assert_eq!(of_rows % 1024, 0);
+        assert!(of_rows / 1024 > (spec.d_model * 4 + spec.d_ff * 2) as u64, "{of_rows}");
+        let of_seqs = needs(16, 2048).scratch_bytes - needs(8, 2048).scratch_bytes;
+        assert!(of_seqs / 8 > (2 * spec.n_vocab * 4 + 128 * 4) as u64, "{of_seqs}");
+        assert_eq!(needs(8, 8).reserved_bytes, RESERVED_BYTES);
     }
 }
