@@ -12,10 +12,13 @@
 #![allow(unsafe_code, reason = "kernels take raw pointers; each block says why they are good")]
 
 mod arena;
+mod args;
 mod buffers;
 mod forward;
 mod load;
 mod model;
+mod needs;
+mod prompt;
 mod step;
 mod tap;
 
@@ -35,11 +38,14 @@ use crate::{
     ModelSpec, RowFault, StepOutput, TokenLogprobs,
 };
 use arena::Plan;
-use buffers::{Buffers, CHOICE_WORDS, KvPool, Sizes, Widths, d_head_pad};
+use buffers::{Buffers, CHOICE_WORDS, KvPool, Widths, d_head_pad};
 use forward::Forward;
 use model::Model;
-use step::{Layout, Step};
+use needs::sizes;
+use step::Step;
 use tap::Tap;
+
+pub use needs::MemoryNeeds;
 
 /// The most rows of a step that one may ask for.
 pub const MAX_BATCH_TOKENS: usize = 1 << 15;
@@ -47,9 +53,6 @@ pub const MAX_BATCH_TOKENS: usize = 1 << 15;
 pub const MAX_SEQS: usize = 256;
 /// Numbers of generated rows that graphs are recorded for; a step is padded to the next of them.
 pub const BUCKETS: [usize; 14] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
-/// Bytes of GPU memory that are left to the driver for graphs and kernels' code, and for rounding each allocation up, when the fit
-/// is checked. The context has been made before free memory is looked at.
-const RESERVED_BYTES: u64 = 256 << 20;
 
 /// How a [`CudaExecutor`] is made.
 #[derive(Debug, Clone)]
@@ -182,57 +185,6 @@ pub fn poison_context(ordinal: u32) -> Result<(), CudaError> {
 pub fn kv_block_bytes(spec: &ModelSpec) -> u64 {
     let pad = d_head_pad(spec.d_head).unwrap_or(spec.d_head);
     2 * (spec.n_layers * spec.n_kv_heads * BLOCK_TOKENS * pad * 2) as u64
-}
-
-/// What a [`CudaExecutor`] takes of a GPU's memory beside its KV pool, to the byte but for an allowance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryNeeds {
-    /// Bytes of weights, with the padding that kernels read them by.
-    pub weight_bytes: u64,
-    /// Bytes that steps work in: activations, logits, tables, inputs.
-    pub scratch_bytes: u64,
-    /// The allowance: what the driver may take for graphs, for kernels' code and for rounding up.
-    pub reserved_bytes: u64,
-}
-
-impl MemoryNeeds {
-    /// Of an executor with room for `max_seqs` sequences of `n_ctx` tokens in steps of `max_batch_tokens` rows. Touches no GPU.
-    ///
-    /// # Errors
-    /// [`CudaError`]: a tensor without kernels, heads that are too large.
-    pub fn of(
-        spec: &ModelSpec,
-        gguf: &Gguf<'_>,
-        n_ctx: usize,
-        max_seqs: usize,
-        max_batch_tokens: usize,
-    ) -> Result<Self, CudaError> {
-        let plan = Plan::new(spec, gguf)?;
-        let widths = Widths::new(spec, buffers::dequantized_of(&plan, spec))?;
-        let (sizes, layout) = sizes(spec, &widths, n_ctx, max_seqs, max_batch_tokens);
-        Ok(Self::new(&plan, &widths, &sizes, &layout))
-    }
-
-    fn new(plan: &Plan, widths: &Widths, sizes: &Sizes, layout: &Layout) -> Self {
-        Self {
-            weight_bytes: (plan.arena_bytes + plan.n_vector_values * 4) as u64,
-            scratch_bytes: sizes.n_bytes(widths) + (layout.len() * 4) as u64,
-            reserved_bytes: RESERVED_BYTES,
-        }
-    }
-
-    /// All of them.
-    pub fn total_bytes(&self) -> u64 {
-        self.weight_bytes + self.scratch_bytes + self.reserved_bytes
-    }
-}
-
-/// How much a step works in, and how it is laid out.
-fn sizes(spec: &ModelSpec, widths: &Widths, n_ctx: usize, max_seqs: usize, max_batch_tokens: usize) -> (Sizes, Layout) {
-    let n_slots = bucket(max_seqs);
-    let max_table = max_seqs * n_ctx.div_ceil(BLOCK_TOKENS);
-    let sizes = Sizes::new(spec, widths, max_batch_tokens, n_slots, max_seqs, n_ctx);
-    (sizes, Layout::new(max_batch_tokens, max_seqs, n_slots, max_table))
 }
 
 /// How long the parts of [`CudaExecutor::load`] took, from its beginning.
@@ -603,31 +555,11 @@ fn executor_error(error: cuda_sys::CudaError) -> ExecutorError {
 
 #[cfg(test)]
 mod tests {
-    use test_support::tiny_model::TinyModel;
-
     use super::*;
 
     #[test]
     fn steps_are_padded_to_the_next_size() {
         assert_eq!([0, 1, 2, 3, 9, 33, 200, 256].map(bucket), [0, 1, 2, 4, 12, 48, 256, 256]);
         assert_eq!(BUCKETS[BUCKETS.len() - 1], MAX_SEQS);
-    }
-
-    #[test]
-    fn needs_are_the_files_weights_and_little_more() {
-        let file = TinyModel::default().build();
-        let gguf = Gguf::parse(&file).unwrap();
-        let spec = ModelSpec::from_gguf(&gguf).unwrap();
-        let needs = |max_seqs, rows| MemoryNeeds::of(&spec, &gguf, 128, max_seqs, rows).unwrap();
-        let in_file: u64 = gguf.tensors.iter().map(|tensor| tensor.n_bytes).sum();
-        let padding = needs(1, 1).weight_bytes.checked_sub(in_file).unwrap();
-        assert!(padding < 256 * gguf.tensors.len() as u64, "{padding}");
-        // Every row has its activations, every sequence its logits, choices and history.
-        let of_rows = needs(8, 2048).scratch_bytes - needs(8, 1024).scratch_bytes;
-        assert_eq!(of_rows % 1024, 0);
-        assert!(of_rows / 1024 > (spec.d_model * 4 + spec.d_ff * 2) as u64, "{of_rows}");
-        let of_seqs = needs(16, 2048).scratch_bytes - needs(8, 2048).scratch_bytes;
-        assert!(of_seqs / 8 > (2 * spec.n_vocab * 4 + 128 * 4) as u64, "{of_seqs}");
-        assert_eq!(needs(8, 8).reserved_bytes, RESERVED_BYTES);
     }
 }
