@@ -7,13 +7,16 @@
 //           and a narrow matrix still keeps many loads in flight. Tokens beyond 32 are the grid's second dimension.
 //           A lane loads 16 bytes of a row at a time, straight into the registers that the instruction wants.
 // Requires: rows padded to 32 columns with zeros, 16-byte aligned; see the launcher.
-// Cost:     the matrix once from memory for up to 32 tokens, and from L2 for each further 32; x from L1 and L2.
+// Cost:     the matrix once from memory for up to 32 tokens, and from L2 for each further 32; x from L1 and L2. For many tokens
+//           kernel_tiles.cu has a path on Hopper, with the same bits.
 // Numerics: F16 products, F32 sums. The order of a sum is given by the matrix's shape: n_splits times 8 slices of the
 //           columns, each a chain of matrix instructions, added in order. It does not depend on the number of tokens, so
 //           a token's bits do not either. Tolerance against the reference in test.cu.
 // Source:   the layout of operands is that of PTX ISA, "Matrix fragments for mma.m16n8k16".
+#include "common.cuh"
 #include "dependency.cuh"
 #include "norm.cuh"
+#include "tiles.h"
 #include "weights.cuh"
 
 #include <algorithm>
@@ -21,11 +24,7 @@
 namespace orcd {
 namespace {
 
-constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * 32;
-// Rows in a block's tile of 16 are pairs: 8 first rows, then their 8 partners. What a pair is depends on the output.
-constexpr int kPairs = 8;
-constexpr uint32_t kPaddingRow = 0xFFFFFFFFu;
 // A block that fills all 132 SMs of the largest device in use, twice over, is not made smaller.
 constexpr uint32_t kEnoughBlocks = 128;
 constexpr uint32_t kMaxSplits = 8;
@@ -33,53 +32,6 @@ constexpr uint32_t kMaxSplits = 8;
 constexpr uint32_t kMinSplitChunks = 12;
 // For a tile whose rows are of different formats: the format is looked up for every row.
 constexpr int kMixed = 100;
-
-// A row of the concatenated matrices.
-struct RowRef {
-    uint32_t matrix;
-    uint32_t row;
-};
-
-// What a head's pair i is: two of the head's values.
-__device__ __forceinline__ uint2 rope_pair(const orcd_decode_qkv &qkv, uint32_t i) {
-    const uint32_t half = qkv.n_rope / 2;
-    if (i < half) return qkv.rope_adjacent ? make_uint2(2 * i, 2 * i + 1) : make_uint2(i, i + half);
-    const uint32_t first = qkv.n_rope + 2 * (i - half);
-    return make_uint2(first, first + 1);
-}
-
-// Which rows a pair of the tile stands for. `second` asks for the partner.
-template <int OUTPUT> __device__ __forceinline__ RowRef row_of(const orcd_decode_matmul_args &a, uint32_t pair, bool second) {
-    if (OUTPUT == ORCD_DECODE_STORE) {
-        return {0, pair / kPairs * 2 * kPairs + pair % kPairs + (second ? kPairs : 0)};
-    }
-    if (OUTPUT == ORCD_DECODE_GATE_UP) return {second ? 1u : 0u, pair};
-    const uint32_t half = a.qkv.d_head / 2;
-    const uint32_t head = pair / half;
-    const uint2 values = rope_pair(a.qkv, pair % half);
-    const uint32_t in_head = second ? values.y : values.x;
-    if (head < a.qkv.n_heads) return {0, head * a.qkv.d_head + in_head};
-    const uint32_t kv_head = head - a.qkv.n_heads;
-    if (kv_head < a.qkv.n_kv_heads) return {1, kv_head * a.qkv.d_head + in_head};
-    return {2, (kv_head - a.qkv.n_kv_heads) * a.qkv.d_head + in_head};
-}
-
-template <int OUTPUT> __host__ __device__ __forceinline__ uint32_t n_pairs(const orcd_decode_matmul_args &a) {
-    if (OUTPUT == ORCD_DECODE_STORE) return div_ceil(a.w[0].n_rows, 2 * kPairs) * kPairs;
-    if (OUTPUT == ORCD_DECODE_GATE_UP) return a.w[0].n_rows;
-    return (a.qkv.n_heads + 2 * a.qkv.n_kv_heads) * (a.qkv.d_head / 2);
-}
-
-// The chunks of one warp's slice.
-struct Slice {
-    uint32_t begin, end;
-};
-
-__device__ __forceinline__ Slice slice_of(uint32_t n_cols, uint32_t n_splits, uint32_t split, uint32_t warp) {
-    const uint32_t n_chunks = div_ceil(n_cols, ORCD_CHUNK), n_slices = n_splits * kWarps;
-    const uint32_t slice = split * kWarps + warp;
-    return {slice * n_chunks / n_slices, (slice + 1) * n_chunks / n_slices};
-}
 
 // Chunks of each of M tiles that are loaded before the first is used.
 template <int FORMAT, int M, bool NORM = false> __host__ __device__ constexpr int ahead() {
@@ -113,76 +65,6 @@ template <> struct RowPiece<kMixed> {
         as_halves = piece.halves(w.scale);
     }
     __device__ __forceinline__ uint4 halves(float) const { return as_halves; }
-};
-
-__device__ __forceinline__ uint16_t half_bits(float v) {
-    return __half_as_ushort(__float2half_rn(fminf(fmaxf(v, -65504.0f), 65504.0f)));
-}
-
-// What is done with a pair of sums, once they are there. What it needs of memory is fetched by `prepare`, before the sums are:
-// one load that depends on another costs as much as the product.
-template <int OUTPUT> struct Finish;
-
-// Bias, RoPE, and where a pair of one token goes.
-template <> struct Finish<ORCD_DECODE_QKV> {
-    uint32_t head, position, block;
-    uint2 at;
-    RowRef row;
-    float2 bias, turn;
-
-    __device__ __forceinline__ void prepare(const orcd_decode_matmul_args &a, uint32_t pair, uint32_t token) {
-        const orcd_decode_qkv &o = a.qkv;
-        const uint32_t half = o.d_head / 2, i = pair % half;
-        head = pair / half;
-        at = rope_pair(o, i);
-        row = row_of<ORCD_DECODE_QKV>(a, pair, false);
-        const uint32_t first_of_head = row.row / o.d_head * o.d_head;
-        const float *biases = row.matrix == 0 ? o.bias[0] : row.matrix == 1 ? o.bias[1] : o.bias[2];
-        bias = biases ? make_float2(biases[first_of_head + at.x], biases[first_of_head + at.y]) : make_float2(0, 0);
-        position = o.positions[token];
-        const bool is_real = position != kPaddingRow;
-        block = is_real && row.matrix > 0 ? o.block_table[o.table_start[token] + position / 16] : 0;
-        turn = make_float2(1, 0);
-        if (is_real && row.matrix < 2 && i < o.n_rope / 2)
-            turn = reinterpret_cast<const float2 *>(o.cos_sin)[(size_t)position * (o.n_rope / 2) + i];
-    }
-
-    __device__ __forceinline__ void write(const orcd_decode_matmul_args &a, uint32_t token, float, float first, float second) const {
-        const orcd_decode_qkv &o = a.qkv;
-        const float x = first + bias.x, y = second + bias.y;
-        if (o.probe) {
-            float *probe = o.probe + ((size_t)token * (o.n_heads + 2 * o.n_kv_heads) + head) * o.d_head;
-            probe[at.x] = x;
-            probe[at.y] = y;
-        }
-        const float turned_x = x * turn.x - y * turn.y, turned_y = x * turn.y + y * turn.x;
-        const uint32_t head_of_matrix = row.row / o.d_head;
-        if (row.matrix == 0) {
-            float *q = o.q + ((size_t)token * o.n_heads + head_of_matrix) * o.d_head;
-            q[at.x] = turned_x;
-            q[at.y] = turned_y;
-            return;
-        }
-        if (position == kPaddingRow) return;
-        uint16_t *pool = reinterpret_cast<uint16_t *>(row.matrix == 1 ? o.k_pool : o.v_pool) +
-                         (((size_t)block * o.n_kv_heads + head_of_matrix) * 16 + position % 16) * o.d_head_pad;
-        pool[at.x] = half_bits(turned_x);
-        pool[at.y] = half_bits(turned_y);
-        // The columns that pad a head stay zero: whoever writes the head's first value sees to it.
-        if (at.x == 0)
-            for (uint32_t c = o.d_head; c < o.d_head_pad; c++) pool[c] = 0;
-    }
-};
-
-template <> struct Finish<ORCD_DECODE_GATE_UP> {
-    uint32_t pair;
-    __device__ __forceinline__ void prepare(const orcd_decode_matmul_args &, uint32_t of, uint32_t) { pair = of; }
-
-    __device__ __forceinline__ void write(const orcd_decode_matmul_args &a, uint32_t token, float ffn_scale, float gate, float up) const {
-        const float act = gate / (1.0f + expf(-gate)) * up;
-        reinterpret_cast<__half *>(a.act)[(size_t)token * a.act_pitch + pair] = __float2half_rn(act * ffn_scale);
-        if (a.act_f32) a.act_f32[(size_t)token * a.w[0].n_rows + pair] = act;
-    }
 };
 
 // A block's rows: M tiles of 16. Rows beyond the last are computed as copies of the last and not written.
@@ -433,6 +315,9 @@ int32_t launch_tile(const orcd_decode_matmul_args &a, orcd_stream stream) {
 // The number of tokens chooses how many of them share a block, and how many rows: which changes no sum. Few rows at a time
 // where more would leave SMs without work.
 template <int FORMAT, int OUTPUT> int32_t launch_output(const orcd_decode_matmul_args &a, orcd_stream stream) {
+    const uint64_t n_products = (uint64_t)2 * kPairs * div_ceil(n_pairs<OUTPUT>(a), kPairs) * a.w[0].n_cols * a.n_tokens;
+    if (FORMAT == ORCD_FORMAT_F16 && a.n_tokens > kFewTokens && n_products >= kFewProducts && has_decode_tiles(a))
+        return decode_tiles(a, kBestDecodeTile, stream);
     // Two pieces at a time where there are many: the second's loads do not wait for the first's sums.
     if (a.norm.weight) return launch_tile<FORMAT, OUTPUT, OUTPUT == ORCD_DECODE_GATE_UP ? 2 : 1, 1, true>(a, stream);
     if (a.n_tokens <= 8) return launch_tile<FORMAT, OUTPUT, 1, 1>(a, stream);

@@ -3,6 +3,7 @@
 // averages to 1.4e-4; a single short row, whose terms may cancel, has been seen at 3.4e-4. So 6e-4.
 #include "../../test/matrices.h"
 #include "reference.h"
+#include "tiles.h"
 
 using namespace harness;
 
@@ -339,5 +340,191 @@ TEST(decode_matmul_normalises_as_rms_norm_does) {
                 CHECK(same_bits(scale.read(), fused_scale.read()) && same_bits(unscale.read(), fused_unscale.read()), "scales differ");
             }
         }
+    }
+}
+
+namespace {
+
+// The product as it comes, or (from 1 on) in the tiles of a shape. False where there are no such tiles.
+bool product(const orcd_decode_matmul_args &a, uint32_t path) {
+    if (path > 0 && !orcd::has_decode_tiles(a)) return false;
+    const int32_t status = path == 0 ? orcd_decode_matmul(&a, nullptr) : orcd::decode_tiles(a, path - 1, nullptr);
+    if (path > 0 && status == (int32_t)cudaErrorInvalidValue) return false;
+    CUDA(status);
+    return true;
+}
+
+// The bits that a product gives each of its tokens: run(first, n, path) has n tokens' `width` values, a token's after the other's;
+// nothing where there is no such path.
+template <class Run> void check_rows_alone(const char *what, uint32_t n_tokens, size_t width, const std::vector<uint32_t> &batches, Run run) {
+    std::vector<float> alone;
+    for (uint32_t token = 0; token < n_tokens; token++) {
+        const std::vector<float> row = run(token, 1, 0);
+        alone.insert(alone.end(), row.begin(), row.end());
+    }
+    for (float v : alone) {
+        if (!std::isnan(v)) continue;
+        CHECK(false, "%s: a token alone has values that are not there", what);
+        return;
+    }
+    for (uint32_t path = 0; path < 4; path++) {
+        for (uint32_t n : batches) {
+            for (uint32_t first : {0u, n_tokens - n}) {
+                const std::vector<float> together = run(first, n, path);
+                if (path > 0 && together.empty()) continue;
+                const bool same = together.size() == n * width && std::memcmp(together.data(), &alone[first * width], n * width * 4) == 0;
+                CHECK(same, "%s, path %u: %u tokens from %u have not the bits of each alone", what, path, n, first);
+                if (first == n_tokens - n) break;
+            }
+        }
+    }
+}
+
+std::vector<uint32_t> all_batches(uint32_t n) {
+    std::vector<uint32_t> all(n);
+    for (uint32_t i = 0; i < n; i++) all[i] = i + 1;
+    return all;
+}
+
+// Around the borders of the tiles.
+const std::vector<uint32_t> kSomeBatches = {2, 8, 17, 32, 33, 40, 63, 64, 65, 96, 127, 128, 129, 191, 200, 255, 256};
+
+}  // namespace
+
+TEST(decode_matmul_stores_the_bits_of_each_token_alone_among_1_to_256) {
+    // The last ones are wide enough that a block takes several tiles, of each shape of tile.
+    const struct { uint32_t n_rows, n_cols, n_splits; bool all; } cases[] = {
+        {200, 896, 3, true}, {61, 42, 1, false}, {896, 4864, 5, false}, {17, 96, 8, false}, {9700, 292, 1, false}, {30011, 392, 1, false}};
+    Random random(7);
+    for (auto c : cases) {
+        TestMatrix w(ORCD_FORMAT_F16, c.n_rows, c.n_cols, random, 0.05f);
+        TestActivations x(256, c.n_cols, 0.25f, random);
+        std::vector<float> unscale_of(256);
+        for (float &v : unscale_of) v = std::ldexp(1.0f, (int)random.below(5));
+        Guarded<float> unscale(unscale_of);
+        auto run = [&](uint32_t first, uint32_t n, uint32_t path) {
+            Guarded<float> out((size_t)c.n_splits * n * c.n_rows);
+            orcd_decode_matmul_args a{};
+            a.w[0] = w.matrix;
+            a.x = x.get() + (size_t)first * x.pitch;
+            a.x_pitch = x.pitch;
+            a.x_unscale = 4.0f;
+            a.row_unscale = unscale.get() + first;
+            a.n_tokens = n;
+            a.n_splits = c.n_splits;
+            a.out = out.get();
+            if (!product(a, path)) return std::vector<float>();
+            const std::vector<float> got = out.read();
+            std::vector<float> by_token;
+            by_token.reserve(got.size());
+            for (uint32_t token = 0; token < n; token++) {
+                for (uint32_t split = 0; split < c.n_splits; split++) {
+                    const auto row = got.begin() + ((size_t)split * n + token) * c.n_rows;
+                    by_token.insert(by_token.end(), row, row + c.n_rows);
+                }
+            }
+            return by_token;
+        };
+        check_rows_alone("store", 256, (size_t)c.n_splits * c.n_rows, c.all ? all_batches(256) : kSomeBatches, run);
+    }
+}
+
+TEST(decode_matmul_gate_up_has_the_bits_of_each_token_alone_among_1_to_256) {
+    const struct { uint32_t d_ff, d_model; bool all; } cases[] = {{100, 896, true}, {33, 42, false}, {4864, 288, false}, {20001, 260, false}};
+    Random random(8);
+    for (auto c : cases) {
+        TestMatrix gate(ORCD_FORMAT_F16, c.d_ff, c.d_model, random, 0.05f), up(ORCD_FORMAT_F16, c.d_ff, c.d_model, random, 0.05f);
+        TestActivations x(256, c.d_model, 1.0f, random);
+        std::vector<float> scale_of(256);
+        for (float &v : scale_of) v = std::ldexp(1.0f, -(int)random.below(5));
+        Guarded<float> scales(scale_of);
+        const uint32_t pitch = (c.d_ff + 31) / 32 * 32;
+        auto run = [&](uint32_t first, uint32_t n, uint32_t path) {
+            Guarded<__half> act(std::vector<__half>((size_t)n * pitch, __float2half_rn(0.0f)));
+            Guarded<float> act_f32((size_t)n * c.d_ff);
+            orcd_decode_matmul_args a{};
+            a.w[0] = gate.matrix;
+            a.w[1] = up.matrix;
+            a.x = x.get() + (size_t)first * x.pitch;
+            a.x_pitch = x.pitch;
+            a.x_unscale = 1.0f;
+            a.n_tokens = n;
+            a.n_splits = 1;
+            a.output = ORCD_DECODE_GATE_UP;
+            a.act = reinterpret_cast<orcd_f16 *>(act.get());
+            a.act_pitch = pitch;
+            a.ffn_scale = scales.get() + first;
+            a.act_f32 = act_f32.get();
+            if (!product(a, path)) return std::vector<float>();
+            const std::vector<float> sums = act_f32.read();
+            const std::vector<__half> halves = act.read();
+            std::vector<float> by_token;
+            by_token.reserve((size_t)n * (c.d_ff + pitch));
+            for (uint32_t token = 0; token < n; token++) {
+                by_token.insert(by_token.end(), sums.begin() + (size_t)token * c.d_ff, sums.begin() + (size_t)(token + 1) * c.d_ff);
+                for (uint32_t i = 0; i < pitch; i++) by_token.push_back(__half2float(halves[(size_t)token * pitch + i]));
+            }
+            return by_token;
+        };
+        check_rows_alone("gate and up", 256, c.d_ff + pitch, c.all ? all_batches(256) : kSomeBatches, run);
+    }
+}
+
+TEST(decode_matmul_qkv_has_the_bits_of_each_token_alone_among_1_to_256) {
+    const struct { uint32_t n_heads, n_kv_heads, d_head, d_head_pad, n_rope, adjacent, d_model; bool all; } cases[] = {
+        {3, 1, 64, 64, 64, 0, 896, true}, {14, 2, 64, 64, 64, 0, 896, false}, {3, 1, 12, 16, 12, 1, 42, false},
+        {7, 1, 12, 16, 8, 0, 84, false}, {48, 4, 64, 64, 64, 0, 264, false}};
+    Random random(9);
+    for (auto c : cases) {
+        const uint32_t n_q = c.n_heads * c.d_head, n_kv = c.n_kv_heads * c.d_head, n_kv_pad = c.n_kv_heads * c.d_head_pad;
+        TestMatrix q(ORCD_FORMAT_F16, n_q, c.d_model, random, 0.05f), k(ORCD_FORMAT_F16, n_kv, c.d_model, random, 0.05f),
+            v(ORCD_FORMAT_F16, n_kv, c.d_model, random, 0.05f);
+        TestActivations x(256, c.d_model, 1.0f, random);
+        Guarded<float> cos_sin(random.normals((size_t)16 * c.n_rope)), bias(random.normals(n_q));
+        std::vector<uint32_t> identity(256), positions(256);
+        for (uint32_t i = 0; i < 256; i++) identity[i] = i, positions[i] = i % 16;
+        Guarded<uint32_t> blocks(identity), starts(identity), d_positions(positions);
+        auto run = [&](uint32_t first, uint32_t n, uint32_t path) {
+            Guarded<float> out((size_t)n * n_q), probe((size_t)n * (n_q + 2 * n_kv));
+            Guarded<__half> k_pool((size_t)256 * 16 * n_kv_pad), v_pool((size_t)256 * 16 * n_kv_pad);
+            orcd_decode_matmul_args a{};
+            a.w[0] = q.matrix, a.w[1] = k.matrix, a.w[2] = v.matrix;
+            a.x = x.get() + (size_t)first * x.pitch;
+            a.x_pitch = x.pitch;
+            a.x_unscale = 1.0f;
+            a.n_tokens = n;
+            a.n_splits = 1;
+            a.output = ORCD_DECODE_QKV;
+            for (auto &b : a.qkv.bias) b = bias.get();
+            a.qkv.cos_sin = cos_sin.get();
+            a.qkv.q = out.get();
+            a.qkv.probe = probe.get();
+            a.qkv.k_pool = reinterpret_cast<orcd_f16 *>(k_pool.get());
+            a.qkv.v_pool = reinterpret_cast<orcd_f16 *>(v_pool.get());
+            a.qkv.block_table = blocks.get();
+            a.qkv.table_start = starts.get() + first;
+            a.qkv.positions = d_positions.get() + first;
+            a.qkv.n_heads = c.n_heads, a.qkv.n_kv_heads = c.n_kv_heads;
+            a.qkv.d_head = c.d_head, a.qkv.d_head_pad = c.d_head_pad;
+            a.qkv.n_rope = c.n_rope, a.qkv.rope_adjacent = c.adjacent;
+            if (!product(a, path)) return std::vector<float>();
+            const std::vector<float> got_q = out.read(), got_probe = probe.read();
+            const std::vector<__half> got[2] = {k_pool.read(), v_pool.read()};
+            std::vector<float> by_token;
+            for (uint32_t i = 0; i < n; i++) {
+                by_token.insert(by_token.end(), got_q.begin() + (size_t)i * n_q, got_q.begin() + (size_t)(i + 1) * n_q);
+                const auto of = got_probe.begin() + (size_t)i * (n_q + 2 * n_kv);
+                by_token.insert(by_token.end(), of, of + n_q + 2 * n_kv);
+                for (const auto &pool : got) {
+                    for (uint32_t at = 0; at < n_kv_pad; at++) {
+                        const uint32_t head = at / c.d_head_pad, token = first + i;
+                        const size_t row = ((size_t)token * c.n_kv_heads + head) * 16 + token % 16;
+                        by_token.push_back(__half2float(pool[row * c.d_head_pad + at % c.d_head_pad]));
+                    }
+                }
+            }
+            return by_token;
+        };
+        check_rows_alone("q, k and v", 256, 2 * (n_q + n_kv + n_kv_pad), c.all ? all_batches(256) : kSomeBatches, run);
     }
 }
