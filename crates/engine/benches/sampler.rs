@@ -9,6 +9,7 @@ use std::time::Instant;
 use engine::Sampling;
 use engine::rng::uniform;
 use engine::sampler::Sampler;
+use transformer::{SampleRequest, TokenCount};
 
 const N_VOCAB: usize = 151_936;
 const N_RUNS: usize = 200;
@@ -22,6 +23,7 @@ fn main() {
         peaked[i * 701] += 14.0 - i as f32 * 0.05;
     }
     let plain = Sampling::default();
+    let warm = Sampling { temperature: 0.7, ..plain.clone() };
     let settings = [
         ("greedy", Sampling { temperature: 0.0, ..plain.clone() }),
         ("temperature 0.7", Sampling { temperature: 0.7, ..plain.clone() }),
@@ -29,17 +31,18 @@ fn main() {
         ("temperature 0.7, top_k 40", Sampling { temperature: 0.7, top_k: 40, ..plain.clone() }),
         (
             "all filters and a penalty",
-            Sampling { temperature: 0.7, top_k: 40, top_p: 0.95, min_p: 0.05, repetition_penalty: 1.1 },
+            Sampling { top_k: 40, top_p: 0.95, min_p: 0.05, repetition_penalty: 1.1, ..warm.clone() },
         ),
     ];
-    let history: Vec<u32> = (0..200).map(|i| i * 31).collect();
+    let history: Vec<TokenCount> = (0..200).map(|i| TokenCount { id: i * 31, count: 1 }).collect();
     println!("{:<32}{:>14}{:>14}{:>14}{:>14}", "ms a token", "peaked best", "median", "flat best", "median");
     let mut sampler = Sampler::new(N_VOCAB);
     for (name, sampling) in &settings {
         let mut figures = Vec::new();
         for row in [&peaked, &flat] {
             let time = measure(|i| {
-                let _ = black_box(sampler.choose(row, sampling, &history, 1, i));
+                let request = SampleRequest { history: &history, ..SampleRequest::new(sampling, 1) };
+                let _ = black_box(sampler.choose(row, &request, i));
             });
             figures.extend(time);
         }

@@ -17,6 +17,8 @@
 //!   a later request with the same beginning, a chat's next turn for one, takes them over.
 //! - The *sampler* chooses a token from a row of logits, with random numbers that are a function of seed and position. An
 //!   executor that samples by itself does the same on its device; the engine then takes its choices as they are.
+//! - A *constraint* says which tokens a request may be given next: structured output without a word of text. It is asked
+//!   before each of its request's choices and told what was chosen.
 //!
 //! # What a request's tokens depend on
 //!
@@ -47,6 +49,8 @@
 //!     max_tokens: 100,
 //!     end_tokens: [0].into(),
 //!     sampling: Sampling { temperature: 0.7, ..Sampling::default() },
+//!     logit_bias: Vec::new(),
+//!     constraint: None,
 //!     seed: 42,
 //!     n_logprobs: None,
 //! })?;
@@ -67,6 +71,7 @@
 //! [`roles_bit_equal`]: transformer::ExecutorInfo::roles_bit_equal
 
 mod blocks;
+mod constraint;
 mod engine;
 mod limits;
 mod prefix;
@@ -78,8 +83,9 @@ mod sequence;
 mod softmax;
 mod thread;
 
+pub use constraint::{Constraint, ConstraintError, Progress, TokenMask};
 pub use engine::{Clock, Engine, EngineHandle, EngineState, Job, Snapshot};
-pub use limits::{EngineConfig, MAX_LOGPROBS};
+pub use limits::{EngineConfig, MAX_BIAS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_PENALTY};
 pub use request::{
     EndReason, Event, Failure, FailureKind, Finished, JobId, Logprob, Request, Sampling, SubmitError, Timings, Token,
     TokenLogprobs,

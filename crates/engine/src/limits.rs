@@ -1,9 +1,14 @@
 //! What an engine accepts: configuration, the limits that follow from it and from the executor, and the check of a request.
 
 use transformer::ExecutorInfo;
-pub use transformer::MAX_LOGPROBS;
+pub use transformer::{MAX_LOGIT_BIAS, MAX_LOGPROBS};
 
 use crate::request::{Request, SubmitError};
+
+/// The greatest bias of a logit, up or down: what OpenAI's interface takes. It decides against any logit of a sane model.
+pub const MAX_BIAS: f32 = 100.0;
+/// The greatest presence and frequency penalty, up or down: what OpenAI's interface takes.
+pub const MAX_PENALTY: f32 = 2.0;
 
 /// How an engine schedules. Where the executor allows less, its limit holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +39,6 @@ pub(crate) struct Limits {
     pub(crate) block_tokens: usize,
     pub(crate) n_blocks: usize,
     pub(crate) roles_bit_equal: bool,
-    /// The executor chooses tokens itself.
-    pub(crate) executor_samples: bool,
     pub(crate) max_seqs: usize,
     pub(crate) queue_limit: usize,
     pub(crate) max_batch_tokens: usize,
@@ -52,7 +55,6 @@ impl Limits {
             block_tokens: info.block_tokens,
             n_blocks: info.n_blocks,
             roles_bit_equal: info.roles_bit_equal,
-            executor_samples: info.samples,
             max_seqs: config.max_seqs.min(info.max_seqs).min(max_batch_tokens).max(1),
             queue_limit: config.queue_limit,
             max_batch_tokens,
@@ -91,6 +93,8 @@ impl Limits {
             ));
         }
         check_sampling(request)?;
+        self.check_bias(request)?;
+        self.check_constraint(request)?;
         if n_prompt >= self.n_ctx {
             return Err(SubmitError::ContextLengthExceeded { n_prompt, n_ctx: self.n_ctx });
         }
@@ -100,10 +104,40 @@ impl Limits {
         }
         Ok(())
     }
+
+    fn check_bias(&self, request: &Request) -> Result<(), SubmitError> {
+        let invalid = |what: String| Err(SubmitError::Invalid(what));
+        let logit_bias = &request.logit_bias;
+        if logit_bias.len() > MAX_LOGIT_BIAS {
+            return invalid(format!("logit_bias names {} tokens, the most is {MAX_LOGIT_BIAS}", logit_bias.len()));
+        }
+        if let Some((id, _)) = logit_bias.iter().find(|(id, _)| *id as usize >= self.n_vocab) {
+            return invalid(format!("logit_bias names token {id}, the vocabulary has {}", self.n_vocab));
+        }
+        if let Some((id, bias)) = logit_bias.iter().find(|(_, bias)| !(-MAX_BIAS..=MAX_BIAS).contains(bias)) {
+            return invalid(format!("logit_bias of token {id} is {bias}, it must be from -{MAX_BIAS} to {MAX_BIAS}"));
+        }
+        let mut ids: Vec<_> = logit_bias.iter().map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        match ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => invalid(format!("logit_bias names token {} twice", pair[0])),
+            None => Ok(()),
+        }
+    }
+
+    /// A complete answer has to end with a token.
+    fn check_constraint(&self, request: &Request) -> Result<(), SubmitError> {
+        let can_end = request.end_tokens.iter().any(|&id| (id as usize) < self.n_vocab);
+        if request.constraint.is_some() && !can_end {
+            return Err(SubmitError::Invalid("a constraint needs an end token of the vocabulary".into()));
+        }
+        Ok(())
+    }
 }
 
 fn check_sampling(request: &Request) -> Result<(), SubmitError> {
     let s = &request.sampling;
+    let is_penalty = |x: f32| x.abs() <= MAX_PENALTY;
     let rules = [
         ("temperature", s.temperature, s.temperature.is_finite() && s.temperature >= 0.0, "at least 0"),
         (
@@ -112,6 +146,8 @@ fn check_sampling(request: &Request) -> Result<(), SubmitError> {
             s.repetition_penalty.is_finite() && s.repetition_penalty > 0.0,
             "above 0",
         ),
+        ("presence_penalty", s.presence_penalty, is_penalty(s.presence_penalty), "from -2 to 2"),
+        ("frequency_penalty", s.frequency_penalty, is_penalty(s.frequency_penalty), "from -2 to 2"),
         ("top_p", s.top_p, (0.0..=1.0).contains(&s.top_p), "from 0 to 1"),
         ("min_p", s.min_p, (0.0..=1.0).contains(&s.min_p), "from 0 to 1"),
     ];

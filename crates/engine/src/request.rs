@@ -6,12 +6,14 @@ use std::time::Duration;
 use transformer::TokenId;
 pub use transformer::{Logprob, Sampling, TokenLogprobs};
 
+use crate::constraint::Constraint;
+
 /// Names one submitted request for as long as the engine runs; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub u64);
 
 /// One answer to be generated.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Request {
     /// At least one token, and fewer than the context holds.
     pub prompt: Arc<[TokenId]>,
@@ -21,6 +23,11 @@ pub struct Request {
     pub end_tokens: Arc<[TokenId]>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Added to the logits of these tokens, from -[`MAX_BIAS`](crate::MAX_BIAS) to it; each token once, at most
+    /// [`MAX_LOGIT_BIAS`](crate::MAX_LOGIT_BIAS).
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Says which tokens may be chosen; needs an end token, with which the answer can end.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Every random choice of this request follows from it.
     pub seed: u64,
     /// `Some(n)`: each token event carries its log-probability and the `n` most likely alternatives.
@@ -80,7 +87,7 @@ pub enum FailureKind {
     DeviceLost,
     /// The engine is stopping and the time to finish has run out.
     ShuttingDown,
-    /// A fault of the worker's own.
+    /// A fault of the worker's own, or of the request's constraint.
     Internal,
 }
 

@@ -1,4 +1,21 @@
-//! From a row of logits to a token: temperature, repetition penalty, top-k, top-p, min-p, draw.
+//! From a row of logits to a token: bias, mask, penalties, temperature, top-k, top-p, min-p, draw.
+//!
+//! In this order:
+//!
+//! 1. *Logit bias*: added to the logits of the tokens that have one.
+//! 2. *Mask*: tokens that it does not allow become impossible, whatever their logit.
+//! 3. *Repetition penalty*: divides positive and multiplies negative logits of every token in the generated history.
+//! 4. *Presence and frequency penalty*: `presence + frequency * count` is subtracted from the logit of every token that was
+//!    generated `count > 0` times.
+//! 5. *Temperature*: divides all logits. At 0 the most likely token is taken, the lowest id of equals, and that is all.
+//! 6. *Top-k*, *top-p*, *min-p*, and the *draw*.
+//!
+//! A temperature scales all logits alike and the repetition penalty each by its own factor: these two commute, and the
+//! penalty is cheaper first, because only the tokens of the history change. A bias and the subtracted penalties are numbers
+//! on the scale of the model's own logits, as OpenAI defines them, and mean the same at every temperature; so they come
+//! before it, and a greedy choice heeds them too.
+//!
+//! Log-probabilities are those of the model's own softmax: none of these settings enters them.
 //!
 //! The filters all keep the beginning of one order (most likely first, ties by id), so each is a cut-off in that order and
 //! nothing is ever sorted: a cut-off is found by radix selection over the bits of the probabilities. What survives is drawn
@@ -11,7 +28,7 @@
 //! impossible tokens.
 
 pub use transformer::RowFault;
-use transformer::{Logprob, Sampling, TokenId, TokenLogprobs};
+use transformer::{Logprob, SampleRequest, Sampling, TokenId, TokenLogprobs};
 
 use crate::rng;
 use crate::softmax::{SUM_BLOCK, finite_maximum, log_sum_exp, probabilities};
@@ -25,7 +42,7 @@ struct Candidate {
 /// Chooses tokens for one vocabulary. Its buffers are made once.
 #[derive(Debug)]
 pub struct Sampler {
-    /// Logits after the repetition penalty. `[n_vocab]`
+    /// Logits after biases, mask and penalties. `[n_vocab]`
     adjusted: Vec<f32>,
     /// Probabilities times a constant: the most likely token has exactly 1. `[n_vocab]`
     weights: Vec<f32>,
@@ -49,43 +66,27 @@ impl Sampler {
 
     /// Chooses the token at `position` (absolute, in its sequence).
     ///
-    /// `history` is the set of tokens generated before, each once; only the repetition penalty reads it. `logits` has the
-    /// length given to [`Sampler::new`].
+    /// `logits` has the length given to [`Sampler::new`], and the request's lists and its mask are of that vocabulary.
     ///
     /// # Errors
-    /// [`RowFault`] if the row has no finite maximum.
-    pub fn choose(
-        &mut self,
-        logits: &[f32],
-        sampling: &Sampling,
-        history: &[TokenId],
-        seed: u64,
-        position: u64,
-    ) -> Result<TokenId, RowFault> {
+    /// [`RowFault`] if the row, as biases, mask and penalties leave it, has no finite maximum.
+    pub fn choose(&mut self, logits: &[f32], request: &SampleRequest<'_>, position: u64) -> Result<TokenId, RowFault> {
         assert_eq!(logits.len(), self.weights.len(), "a row of logits has one for each token of the vocabulary");
-        // A temperature scales all logits alike and the penalty each by its own factor: the two commute, and the penalty
-        // is cheaper first, because only the tokens of the history change.
-        let penalized = sampling.repetition_penalty != 1.0 && !history.is_empty();
-        if penalized {
+        let sampling = request.sampling;
+        let penalized = sampling.penalizes() && !request.history.is_empty();
+        let is_adjusted = penalized || !request.logit_bias.is_empty() || !request.mask.is_empty();
+        if is_adjusted {
             self.adjusted.copy_from_slice(logits);
-            for &id in history {
-                let logit = &mut self.adjusted[id as usize];
-                *logit = if *logit > 0.0 {
-                    // Against a penalty near 0, which is allowed, the quotient is beyond F32; it is then certain enough.
-                    (*logit / sampling.repetition_penalty).min(f32::MAX)
-                } else {
-                    *logit * sampling.repetition_penalty
-                };
-            }
+            adjust(&mut self.adjusted, request);
         }
-        let row = if penalized { &self.adjusted[..] } else { logits };
+        let row = if is_adjusted { &self.adjusted[..] } else { logits };
         let maximum = finite_maximum(row).map_err(|maximum| RowFault { maximum })?;
         if sampling.temperature == 0.0 {
             let first = row.iter().position(|&x| x == maximum);
             return Ok(first.expect("the maximum is in the row") as TokenId);
         }
         probabilities(row, maximum, sampling.temperature, &mut self.weights, &mut self.block_sums);
-        let u = rng::uniform(seed, position);
+        let u = rng::uniform(request.seed, position);
         if sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
             return Ok(self.draw_from_all(u));
         }
@@ -162,6 +163,38 @@ impl Sampler {
         let weights = || self.candidates.iter().map(|c| c.probability);
         let total: f64 = weights().map(f64::from).sum();
         self.candidates[draw(weights(), u * total)].id
+    }
+}
+
+/// Biases, mask and penalties, in this order.
+fn adjust(row: &mut [f32], request: &SampleRequest<'_>) {
+    for &(id, bias) in request.logit_bias {
+        row[id as usize] += bias;
+    }
+    for (logits, &allowed) in row.chunks_mut(32).zip(request.mask) {
+        if allowed != u32::MAX {
+            for (_, logit) in logits.iter_mut().enumerate().filter(|(i, _)| allowed >> i & 1 == 0) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+    let sampling = request.sampling;
+    if sampling.repetition_penalty != 1.0 {
+        for counted in request.history {
+            let logit = &mut row[counted.id as usize];
+            *logit = if *logit > 0.0 {
+                // Against a penalty near 0, which is allowed, the quotient is beyond F32; it is then certain enough.
+                (*logit / sampling.repetition_penalty).min(f32::MAX)
+            } else {
+                *logit * sampling.repetition_penalty
+            };
+        }
+    }
+    if sampling.penalizes_by_count() {
+        for counted in request.history {
+            let penalty = sampling.presence_penalty + sampling.frequency_penalty * counted.count as f32;
+            row[counted.id as usize] -= penalty;
+        }
     }
 }
 

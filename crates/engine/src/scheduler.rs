@@ -153,7 +153,7 @@ impl Scheduler {
                     StepOutput::Chosen(choices) => choices[row].clone(),
                     StepOutput::Logits(logits) => {
                         let n_vocab = self.limits.n_vocab;
-                        choose(&mut self.sampler, sequence, &logits[row * n_vocab..][..n_vocab])
+                        choose(&mut self.sampler, &self.batch, row, &logits[row * n_vocab..][..n_vocab])
                     }
                 };
                 row += 1;
@@ -209,12 +209,18 @@ impl Scheduler {
         while !self.head_is_blocked && self.running.len() < self.limits.max_seqs {
             let Some(head) = self.waiting.pop_front() else { return };
             match Sequence::admit(head, &mut self.pool, &self.limits, now) {
-                Ok(sequence) => {
+                Ok(mut sequence) => {
                     events.push((sequence.id, Event::Admitted { n_cached: sequence.n_cached }));
-                    self.running.push(sequence);
+                    match sequence.constrain(&self.limits) {
+                        Ok(()) => self.running.push(sequence),
+                        Err(error) => {
+                            sequence.give_back(&mut self.pool);
+                            events.push((sequence.id, failed(FailureKind::Internal, &error.to_string())));
+                        }
+                    }
                 }
                 Err(head) => {
-                    self.waiting.push_front(head);
+                    self.waiting.push_front(*head);
                     self.head_is_blocked = true;
                 }
             }
@@ -305,9 +311,8 @@ impl Scheduler {
         let samples = end == sequence.tokens.len();
         sequence.take_blocks_to(end, &mut self.pool, &self.limits);
         self.batch.push(sequence.role(), &sequence.tokens[start..end], start as u32, &sequence.blocks, samples);
-        if samples && self.limits.executor_samples {
-            let request = &sequence.request;
-            self.batch.sample_with(&request.sampling, request.seed, &sequence.history, request.n_logprobs);
+        if samples {
+            self.batch.sample_with(&sequence.sample_request());
         }
         self.planned.push(Planned { seq_idx, n_rows, samples });
     }
@@ -328,7 +333,12 @@ impl Scheduler {
                     self.totals.generation_tokens += 1;
                     events.push((sequence.id, Event::Token(Token { id, logprobs: choice.logprobs })));
                     let is_last = sequence.push_token(id, now);
-                    is_last.then(|| Event::Finished(sequence.finished(EndReason::MaxTokens, now)))
+                    if is_last {
+                        Some(Event::Finished(sequence.finished(EndReason::MaxTokens, now)))
+                    } else {
+                        let advanced = sequence.advance_constraint(id);
+                        advanced.err().map(|error| failed(FailureKind::Internal, &error.to_string()))
+                    }
                 }
             }
         };
@@ -347,10 +357,10 @@ impl Scheduler {
     }
 }
 
-fn choose(sampler: &mut Sampler, sequence: &Sequence, row: &[f32]) -> Choice {
-    let request = &sequence.request;
-    let position = sequence.tokens.len() as u64;
-    let chosen = sampler.choose(row, &request.sampling, &sequence.history, request.seed, position).and_then(|id| {
+/// What the sampler makes of the logits of the batch's sample `i`.
+fn choose(sampler: &mut Sampler, batch: &Batch, i: usize, row: &[f32]) -> Choice {
+    let request = batch.sample(i);
+    let chosen = sampler.choose(row, &request, batch.samples[i].position).and_then(|id| {
         let logprobs = request.n_logprobs.map(|n| sampler.logprobs(row, id, n)).transpose()?;
         Ok((id, logprobs))
     });

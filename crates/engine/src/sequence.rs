@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use transformer::{BlockId, Role, TokenId};
+use transformer::{BlockId, Role, SampleRequest, TokenCount, TokenId};
 
 use crate::blocks::BlockPool;
+use crate::constraint::{Constrained, ConstraintError};
 use crate::limits::Limits;
 use crate::prefix::NodeId;
 use crate::request::{EndReason, Finished, JobId, Request, Timings};
@@ -23,8 +24,10 @@ pub(crate) struct Sequence {
     pub(crate) request: Request,
     /// Prompt, then what was generated.
     pub(crate) tokens: Vec<TokenId>,
-    /// Tokens generated so far, each once, for the repetition penalty; empty where there is none.
-    pub(crate) history: Vec<TokenId>,
+    /// Tokens generated so far, each once, ascending; empty where nothing is penalized.
+    history: Vec<TokenCount>,
+    /// Taken out of `request` by [`Sequence::constrain`].
+    constrained: Option<Constrained>,
     max_generated: usize,
     /// Blocks that hold positions `0..`, in order.
     pub(crate) blocks: Vec<BlockId>,
@@ -54,18 +57,20 @@ impl Sequence {
         pool: &mut BlockPool,
         limits: &Limits,
         now: Instant,
-    ) -> Result<Self, Waiting> {
-        let Waiting { id, request, submitted } = waiting;
+    ) -> Result<Self, Box<Waiting>> {
+        let Waiting { id, mut request, submitted } = waiting;
+        request.logit_bias.sort_unstable_by_key(|(id, _)| *id);
         let max_generated = limits.max_generated(&request);
         let n_blocks = limits.blocks_needed(&request);
         let mut tokens = Vec::with_capacity(request.prompt.len() + max_generated);
         tokens.extend_from_slice(&request.prompt);
-        let penalized = request.sampling.repetition_penalty != 1.0;
+        let penalized = request.sampling.penalizes();
         let mut sequence = Self {
             id,
             request,
             tokens,
             history: Vec::with_capacity(if penalized { max_generated } else { 0 }),
+            constrained: None,
             max_generated,
             blocks: Vec::with_capacity(n_blocks),
             n_promised: 0,
@@ -82,7 +87,7 @@ impl Sequence {
         let n_missing = n_blocks - sequence.blocks.len();
         if !pool.promise(n_missing) {
             sequence.give_back(pool);
-            return Err(Waiting { id, request: sequence.request, submitted });
+            return Err(Box::new(Waiting { id, request: sequence.request, submitted }));
         }
         sequence.n_promised = n_missing;
         Ok(sequence)
@@ -180,11 +185,42 @@ impl Sequence {
         if self.n_computed < self.n_prompt() { Role::Prompt } else { Role::Generated }
     }
 
+    /// Begins to heed the request's constraint, if it has one.
+    pub(crate) fn constrain(&mut self, limits: &Limits) -> Result<(), ConstraintError> {
+        let constraint = self.request.constraint.take();
+        let begin = |constraint| Constrained::new(constraint, &self.request.end_tokens, limits.n_vocab);
+        self.constrained = constraint.map(begin).transpose()?;
+        Ok(())
+    }
+
+    /// Tells the constraint, if there is one, of a token that another is to follow.
+    pub(crate) fn advance_constraint(&mut self, id: TokenId) -> Result<(), ConstraintError> {
+        match &mut self.constrained {
+            Some(constrained) => constrained.advance(id, &self.request.end_tokens),
+            None => Ok(()),
+        }
+    }
+
+    /// What the next token is to be chosen by.
+    pub(crate) fn sample_request(&self) -> SampleRequest<'_> {
+        SampleRequest {
+            sampling: &self.request.sampling,
+            seed: self.request.seed,
+            history: &self.history,
+            logit_bias: &self.request.logit_bias,
+            mask: self.constrained.as_ref().map_or(&[], |constrained| constrained.mask().words()),
+            n_logprobs: self.request.n_logprobs,
+        }
+    }
+
     /// Appends a token and says whether it was the last that may be generated.
     pub(crate) fn push_token(&mut self, id: TokenId, now: Instant) -> bool {
         self.tokens.push(id);
-        if self.request.sampling.repetition_penalty != 1.0 && !self.history.contains(&id) {
-            self.history.push(id);
+        if self.request.sampling.penalizes() {
+            match self.history.binary_search_by_key(&id, |counted| counted.id) {
+                Ok(at) => self.history[at].count += 1,
+                Err(at) => self.history.insert(at, TokenCount { id, count: 1 }),
+            }
         }
         self.first_token.get_or_insert(now);
         self.n_generated() == self.max_generated

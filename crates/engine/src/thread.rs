@@ -1,6 +1,5 @@
 //! The engine's thread: owner of scheduler and executor, one step after the other.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use transformer::{Executor, ExecutorError, MemoryUse};
 
+use crate::constraint::panic_text;
 use crate::engine::{Command, EngineState, Shared};
 use crate::request::{Event, Failure, FailureKind, JobId};
 use crate::scheduler::{Events, Scheduler};
@@ -23,7 +23,10 @@ pub(crate) fn run(mut executor: Box<dyn Executor>, shared: &Shared) {
     let failure = match outcome {
         Ok(Ok(())) => None,
         Ok(Err(lost)) => Some(lost),
-        Err(panic) => Some(Failure { kind: FailureKind::Internal, message: panic_message(panic.as_ref()) }),
+        Err(panic) => Some(Failure {
+            kind: FailureKind::Internal,
+            message: format!("the engine's thread panicked: {}", panic_text(panic.as_ref())),
+        }),
     };
     if let Some(failure) = failure {
         tracing::error!(message = failure.message, "the engine has failed");
@@ -172,10 +175,4 @@ impl Outlet {
             let _ = sender.send(Event::Failed(failure.clone()));
         }
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text =
-        panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("the engine's thread panicked: {}", text.as_deref().unwrap_or("no message"))
 }

@@ -23,6 +23,8 @@ fn greedy(prompt: &[TokenId], max_tokens: usize) -> Request {
         max_tokens,
         end_tokens: [].into(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        logit_bias: Vec::new(),
+        constraint: None,
         seed: 1,
         n_logprobs: None,
     }

@@ -5,7 +5,10 @@
 
 use std::time::Instant;
 
-use engine::{Engine, EngineConfig, EngineHandle, Event, Job, Request, Sampling, Token};
+use engine::{
+    Constraint, ConstraintError, Engine, EngineConfig, EngineHandle, Event, Job, Progress, Request, Sampling, Token,
+    TokenMask,
+};
 use test_support::fake_executor::{FakeConfig, FakeExecutor};
 use transformer::cpu::{CpuExecutor, CpuOptions};
 use transformer::{Executor, ModelSpec, TokenId};
@@ -19,13 +22,52 @@ const HAIKU_PROMPT: [TokenId; 14] = [283, 257, 275, 277, 870, 1145, 305, 308, 26
 /// Makes an executor with so many threads.
 type Make<'a> = &'a dyn Fn(usize) -> Box<dyn Executor>;
 
-/// Eight requests: short and long prompts, equal and different beginnings, every kind of sampling.
-fn requests(text: &[TokenId]) -> Vec<Request> {
+/// Allows every third token, beginning with what the tokens before it sum up to.
+struct EveryThird(u32);
+
+impl Constraint for EveryThird {
+    fn allowed(&mut self, mask: &mut TokenMask) -> Result<Progress, ConstraintError> {
+        (self.0 % 3..mask.n_vocab() as u32).step_by(3).for_each(|id| mask.allow(id));
+        Ok(Progress::Unfinished)
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+        assert_eq!(token % 3, self.0 % 3, "only what was allowed is chosen");
+        self.0 += token;
+        Ok(())
+    }
+}
+
+/// A request that can be made any number of times.
+struct Ask {
+    request: Request,
+    is_constrained: bool,
+}
+
+impl Ask {
+    fn request(&self) -> Request {
+        let Request { max_tokens, seed, n_logprobs, .. } = self.request;
+        Request {
+            prompt: self.request.prompt.clone(),
+            max_tokens,
+            end_tokens: self.request.end_tokens.clone(),
+            sampling: self.request.sampling.clone(),
+            logit_bias: self.request.logit_bias.clone(),
+            constraint: self.is_constrained.then(|| Box::new(EveryThird(0)) as Box<dyn Constraint>),
+            seed,
+            n_logprobs,
+        }
+    }
+}
+
+/// Eight requests: short and long prompts, equal and different beginnings, every kind of sampling, with and without biases
+/// and constraints.
+fn requests(text: &[TokenId]) -> Vec<Ask> {
     let plain = Sampling::default();
     let samplings = [
         Sampling { temperature: 0.0, ..plain.clone() },
         Sampling { temperature: 0.7, ..plain.clone() },
-        Sampling { temperature: 1.0, top_p: 0.9, ..plain.clone() },
+        Sampling { temperature: 1.0, top_p: 0.9, presence_penalty: 0.7, frequency_penalty: 0.4, ..plain.clone() },
         Sampling { temperature: 1.5, top_k: 20, min_p: 0.02, repetition_penalty: 1.2, ..plain },
     ];
     let n_prompt = [14, 130, 33, 90, 70, 1, 40, 50];
@@ -33,14 +75,18 @@ fn requests(text: &[TokenId]) -> Vec<Request> {
         .map(|i| {
             // Odd ones begin like request 1; even ones differ from the first token on.
             let shift = if i % 2 == 0 { i } else { 0 };
-            Request {
+            let request = Request {
                 prompt: text.iter().cycle().skip(shift).take(n_prompt[i]).copied().collect(),
                 max_tokens: 12,
-                end_tokens: [].into(),
+                // A constraint needs one, and this one never allows it.
+                end_tokens: [5].into(),
                 sampling: samplings[i / 2].clone(),
+                logit_bias: if i % 3 == 1 { vec![(9, 2.0), (5, -100.0), (3, -1.5)] } else { vec![(5, -100.0)] },
+                constraint: None,
                 seed: i as u64,
                 n_logprobs: Some(5),
-            }
+            };
+            Ask { request, is_constrained: [0, 2, 5, 7].contains(&i) }
         })
         .collect()
 }
@@ -81,7 +127,7 @@ fn check_all(make: Make<'_>, text: &[TokenId], thread_counts: &[usize]) {
     // The reference: each request on a worker of its own that reads its prompt at once and reuses nothing.
     let expected: Vec<_> = requests
         .iter()
-        .map(|request| answer(start(make(1), usize::MAX, false).submit(request.clone()).unwrap()).0)
+        .map(|request| answer(start(make(1), usize::MAX, false).submit(request.request()).unwrap()).0)
         .collect();
     let second_turn = second_turn(make, &requests[3], &expected[3]);
     for &n_threads in thread_counts {
@@ -92,7 +138,7 @@ fn check_all(make: Make<'_>, text: &[TokenId], thread_counts: &[usize]) {
                 let engine = start(make(n_threads), chunk, prefix_reuse);
                 check_alone(&engine, &requests, &expected, &what);
                 check_together(&engine, &requests, &expected, &what);
-                let (tokens, n_cached) = answer(engine.submit(second_turn.0.clone()).unwrap());
+                let (tokens, n_cached) = answer(engine.submit(second_turn.0.request()).unwrap());
                 assert_same(&tokens, &second_turn.1, &format!("second turn, {what}"));
                 // 90 prompt tokens and 11 of the 12 generated have slots: 6 full blocks of 16, the last partly generated.
                 assert_eq!(n_cached, if prefix_reuse { 96 } else { 0 }, "{what}");
@@ -101,26 +147,28 @@ fn check_all(make: Make<'_>, text: &[TokenId], thread_counts: &[usize]) {
     }
 }
 
-fn check_alone(engine: &EngineHandle, requests: &[Request], expected: &[Vec<Token>], what: &str) {
+fn check_alone(engine: &EngineHandle, requests: &[Ask], expected: &[Vec<Token>], what: &str) {
     for (i, request) in requests.iter().enumerate() {
-        let (tokens, _) = answer(engine.submit(request.clone()).unwrap());
+        let (tokens, _) = answer(engine.submit(request.request()).unwrap());
         assert_same(&tokens, &expected[i], &format!("request {i} alone, {what}"));
     }
 }
 
-fn check_together(engine: &EngineHandle, requests: &[Request], expected: &[Vec<Token>], what: &str) {
-    let jobs: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+fn check_together(engine: &EngineHandle, requests: &[Ask], expected: &[Vec<Token>], what: &str) {
+    let jobs: Vec<_> = requests.iter().map(|request| engine.submit(request.request()).unwrap()).collect();
     for (i, job) in jobs.into_iter().enumerate() {
         assert_same(&answer(job).0, &expected[i], &format!("request {i} of 8, {what}"));
     }
 }
 
 /// The second turn of a chat (prompt, generated answer and a few words more) and its answer on a fresh worker.
-fn second_turn(make: Make<'_>, first: &Request, generated: &[Token]) -> (Request, Vec<Token>) {
+fn second_turn(make: Make<'_>, first: &Ask, generated: &[Token]) -> (Ask, Vec<Token>) {
     let ids = generated.iter().map(|t| t.id);
-    let prompt: Vec<_> = first.prompt.iter().copied().chain(ids).chain(first.prompt[..5].iter().copied()).collect();
-    let second = Request { prompt: prompt.into(), ..first.clone() };
-    let (tokens, _) = answer(start(make(1), usize::MAX, false).submit(second.clone()).unwrap());
+    let prompt: Vec<_> =
+        first.request.prompt.iter().copied().chain(ids).chain(first.request.prompt[..5].iter().copied()).collect();
+    let request = Request { prompt: prompt.into(), ..first.request() };
+    let second = Ask { request, is_constrained: first.is_constrained };
+    let (tokens, _) = answer(start(make(1), usize::MAX, false).submit(second.request()).unwrap());
     (second, tokens)
 }
 

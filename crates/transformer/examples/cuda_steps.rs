@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use transformer::cuda::{CudaExecutor, CudaOptions};
-use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ModelSpec, Role, Sampling};
+use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ModelSpec, Role, SampleRequest, Sampling};
 use weight_loader::ModelFile;
 
 const N_STEPS: usize = 200;
@@ -62,7 +62,7 @@ fn step_ms(executor: &mut CudaExecutor, n_rows: usize, depth: usize, n_blocks: u
             let blocks: Vec<BlockId> =
                 (0..=position / BLOCK_TOKENS).map(|b| BlockId((row * n_blocks + b) as u32)).collect();
             batch.push(Role::Generated, &[(step * 131 + row * 17) as u32 % 1000], position as u32, &blocks, true);
-            batch.sample_with(&greedy, 0, &[], None);
+            batch.sample_with(&SampleRequest::new(&greedy, 0));
         }
         let began = Instant::now();
         executor.forward(&batch)?;

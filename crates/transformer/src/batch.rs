@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{SampleSpec, Sampling};
+use crate::{SampleRequest, SampleSpec, TokenCount};
 
 /// A token's index in the model's vocabulary, as in `tokenizer.ggml.tokens`.
 pub type TokenId = u32;
@@ -56,7 +56,11 @@ pub struct Batch {
     /// wanted. `[n_samples]` or `[0]`
     pub samples: Vec<SampleSpec>,
     /// Tokens to be penalized, of all samples, one behind the other; see [`SampleSpec::history`].
-    pub history: Vec<TokenId>,
+    pub history: Vec<TokenCount>,
+    /// Biases of all samples, one behind the other; see [`SampleSpec::logit_bias`].
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Masks of the samples that have one, one behind the other; see [`SampleSpec::mask`].
+    pub masks: Vec<u32>,
 }
 
 impl Batch {
@@ -79,6 +83,8 @@ impl Batch {
         self.sample_rows.clear();
         self.samples.clear();
         self.history.clear();
+        self.logit_bias.clear();
+        self.masks.clear();
     }
 
     /// Appends one sequence's next tokens, at positions `start_pos..`, with the blocks that hold its whole context.
@@ -98,14 +104,40 @@ impl Batch {
 
     /// Says how to choose the token after the row that was pushed last, with `sample`. Said of one row, it is to be said
     /// of all.
-    ///
-    /// `history`: the tokens generated so far, each once; only a repetition penalty reads it.
-    pub fn sample_with(&mut self, sampling: &Sampling, seed: u64, history: &[TokenId], n_logprobs: Option<usize>) {
+    pub fn sample_with(&mut self, request: &SampleRequest<'_>) {
         debug_assert_eq!(self.sample_rows.last(), self.tokens.len().checked_sub(1).as_ref());
         let position = self.positions.last().map_or(0, |&last| u64::from(last) + 1);
-        let start = self.history.len();
-        self.history.extend_from_slice(history);
-        let history = start..self.history.len();
-        self.samples.push(SampleSpec { sampling: sampling.clone(), seed, position, history, n_logprobs });
+        self.samples.push(SampleSpec {
+            sampling: request.sampling.clone(),
+            seed: request.seed,
+            position,
+            history: append(&mut self.history, request.history),
+            logit_bias: append(&mut self.logit_bias, request.logit_bias),
+            mask: append(&mut self.masks, request.mask),
+            n_logprobs: request.n_logprobs,
+        });
     }
+
+    /// What sample `i` was pushed with.
+    ///
+    /// # Panics
+    /// If there is no such sample, or one of its ranges was set to what the batch does not hold.
+    pub fn sample(&self, i: usize) -> SampleRequest<'_> {
+        let spec = &self.samples[i];
+        SampleRequest {
+            sampling: &spec.sampling,
+            seed: spec.seed,
+            history: &self.history[spec.history.clone()],
+            logit_bias: &self.logit_bias[spec.logit_bias.clone()],
+            mask: &self.masks[spec.mask.clone()],
+            n_logprobs: spec.n_logprobs,
+        }
+    }
+}
+
+/// Appends `items` and says where.
+fn append<T: Copy>(all: &mut Vec<T>, items: &[T]) -> Range<usize> {
+    let start = all.len();
+    all.extend_from_slice(items);
+    start..all.len()
 }

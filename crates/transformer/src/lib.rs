@@ -55,7 +55,10 @@ pub use arch::known_architectures;
 pub use batch::{Batch, BlockId, Role, Segment, TokenId};
 pub use executor::{Executor, ExecutorError, ExecutorInfo, MemoryUse, StepOutput};
 pub use kv::{BLOCK_TOKENS, KvError, KvGeometry, KvType};
-pub use sampling::{Choice, Logprob, MAX_LOGPROBS, RowFault, SampleSpec, Sampling, TokenLogprobs};
+pub use sampling::{
+    Choice, Logprob, MAX_LOGIT_BIAS, MAX_LOGPROBS, RowFault, SampleRequest, SampleSpec, Sampling, TokenCount,
+    TokenLogprobs, mask_words,
+};
 pub use spec::{
     MAX_CTX, MAX_D_FF, MAX_D_HEAD, MAX_D_MODEL, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, ModelSpec, Rope, RopePairs, SpecError,
 };

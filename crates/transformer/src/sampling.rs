@@ -8,13 +8,21 @@ use crate::TokenId;
 /// size their buffers by it.
 pub const MAX_LOGPROBS: usize = 20;
 
-/// How the next token is chosen. Applied in the order of the fields, as `engine::sampler` documents.
+/// The most tokens whose logits a request may change by a bias. Devices size their buffers by it. OpenAI's interface takes
+/// 300; a list of banned words in several spellings is longer.
+pub const MAX_LOGIT_BIAS: usize = 1024;
+
+/// How the next token is chosen; `engine::sampler` documents the order in which the settings apply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy: the most likely token, the lowest id of equals.
     pub temperature: f32,
     /// Divides positive and multiplies negative logits of every token in the generated history; 1 is off.
     pub repetition_penalty: f32,
+    /// Subtracted from the logit of every token in the generated history, as OpenAI defines it; 0 is off.
+    pub presence_penalty: f32,
+    /// Times how often a token stands in the generated history, subtracted from its logit; 0 is off.
+    pub frequency_penalty: f32,
     /// Keeps the `top_k` most likely; 0 is off.
     pub top_k: u32,
     /// Keeps the smallest set of most likely tokens whose probabilities reach `top_p`; 1 is off.
@@ -23,26 +31,89 @@ pub struct Sampling {
     pub min_p: f32,
 }
 
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 1.0, repetition_penalty: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+impl Sampling {
+    /// Whether what was generated before has a say: whether [`SampleRequest::history`] is read.
+    pub fn penalizes(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.penalizes_by_count()
+    }
+
+    /// Whether it matters how often a token was generated, or by more than a factor, that it was.
+    pub fn penalizes_by_count(&self) -> bool {
+        self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
-/// How to choose the token after one row of [`Batch::sample_rows`](crate::Batch::sample_rows).
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+        }
+    }
+}
+
+/// A token, and how often it was generated: at least once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenCount {
+    /// The token.
+    pub id: TokenId,
+    /// How often.
+    pub count: u32,
+}
+
+/// Words of 32 bits in a mask over a vocabulary.
+pub fn mask_words(n_vocab: usize) -> usize {
+    n_vocab.div_ceil(32)
+}
+
+/// What a token is chosen by, beside the logits and its position.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleRequest<'a> {
+    /// The request's settings.
+    pub sampling: &'a Sampling,
+    /// The request's seed: the random number is a function of it and the position.
+    pub seed: u64,
+    /// The tokens generated so far, each once, ascending by id. Only penalties read it: empty where nothing is penalized.
+    pub history: &'a [TokenCount],
+    /// Added to the logits of these tokens, each of which occurs once; ascending by id, at most [`MAX_LOGIT_BIAS`].
+    pub logit_bias: &'a [(TokenId, f32)],
+    /// A bit for each token of the vocabulary, the first in the lowest bit of the first word: set if it may be chosen.
+    /// [`mask_words`] of them; empty if all may.
+    pub mask: &'a [u32],
+    /// `Some(n)`: the log-probability of the choice and of the `n` most likely tokens are wanted; at most
+    /// [`MAX_LOGPROBS`].
+    pub n_logprobs: Option<usize>,
+}
+
+impl<'a> SampleRequest<'a> {
+    /// By `sampling` and `seed` alone: nothing was generated before, nothing is biased, masked or reported.
+    pub fn new(sampling: &'a Sampling, seed: u64) -> Self {
+        Self { sampling, seed, history: &[], logit_bias: &[], mask: &[], n_logprobs: None }
+    }
+}
+
+/// How to choose the token after one row of [`Batch::sample_rows`](crate::Batch::sample_rows): a [`SampleRequest`] whose
+/// lists stand in the batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampleSpec {
     /// The request's settings.
     pub sampling: Sampling,
-    /// The request's seed: the random number is a function of it and `position`.
+    /// The request's seed.
     pub seed: u64,
     /// Absolute position, in its sequence, of the token to be chosen.
     pub position: u64,
-    /// The tokens generated so far, each once, in [`Batch::history`](crate::Batch::history); empty where nothing is
-    /// penalized.
+    /// [`SampleRequest::history`] in [`Batch::history`](crate::Batch::history).
     pub history: Range<usize>,
-    /// `Some(n)`: the log-probability of the choice and of the `n` most likely tokens are wanted; at most
-    /// [`MAX_LOGPROBS`].
+    /// [`SampleRequest::logit_bias`] in [`Batch::logit_bias`](crate::Batch::logit_bias).
+    pub logit_bias: Range<usize>,
+    /// [`SampleRequest::mask`] in [`Batch::masks`](crate::Batch::masks).
+    pub mask: Range<usize>,
+    /// [`SampleRequest::n_logprobs`].
     pub n_logprobs: Option<usize>,
 }
 

@@ -1,6 +1,9 @@
 //! The rules of a [`Batch`], checked before an executor touches anything.
 
-use crate::{Batch, ExecutorError, ExecutorInfo, MAX_LOGPROBS, Role, Segment};
+use crate::sampling::mask_words;
+use crate::{
+    Batch, ExecutorError, ExecutorInfo, MAX_LOGIT_BIAS, MAX_LOGPROBS, Role, SampleSpec, Segment, TokenCount, TokenId,
+};
 
 /// Checks every rule of [`Batch`] and every limit of `info`, so that an executor may index by what the batch says.
 ///
@@ -45,16 +48,41 @@ fn validate_samples(batch: &Batch, info: &ExecutorInfo) -> Result<(), ExecutorEr
     if n_samples != n_rows && n_samples != 0 {
         return invalid(format!("{n_rows} rows to sample, but {n_samples} ways to"));
     }
-    if let Some(id) = batch.history.iter().find(|&&id| id as usize >= info.n_vocab) {
+    let out_of_vocabulary = |id: TokenId| id as usize >= info.n_vocab;
+    if let Some(TokenCount { id, .. }) = batch.history.iter().find(|counted| out_of_vocabulary(counted.id)) {
         return invalid(format!("the history holds token {id}, the vocabulary has {}", info.n_vocab));
     }
-    for (i, sample) in batch.samples.iter().enumerate() {
-        if batch.history.get(sample.history.clone()).is_none() {
-            return invalid(format!("sample {i}: history {:?} of {}", sample.history, batch.history.len()));
-        }
-        if let Some(n) = sample.n_logprobs.filter(|&n| n > MAX_LOGPROBS) {
-            return invalid(format!("sample {i}: {n} log-probabilities, the most is {MAX_LOGPROBS}"));
-        }
+    if let Some((id, _)) = batch.logit_bias.iter().find(|(id, _)| out_of_vocabulary(*id)) {
+        return invalid(format!("token {id} has a bias, the vocabulary has {}", info.n_vocab));
+    }
+    batch.samples.iter().enumerate().try_for_each(|(i, sample)| validate_sample(batch, i, sample, info))
+}
+
+fn validate_sample(batch: &Batch, i: usize, sample: &SampleSpec, info: &ExecutorInfo) -> Result<(), ExecutorError> {
+    let Some(history) = batch.history.get(sample.history.clone()) else {
+        return invalid(format!("sample {i}: history {:?} of {}", sample.history, batch.history.len()));
+    };
+    if !history.is_sorted_by(|a, b| a.id < b.id) {
+        return invalid(format!("sample {i}: the tokens of its history do not ascend"));
+    }
+    let Some(logit_bias) = batch.logit_bias.get(sample.logit_bias.clone()) else {
+        return invalid(format!("sample {i}: biases {:?} of {}", sample.logit_bias, batch.logit_bias.len()));
+    };
+    if logit_bias.len() > MAX_LOGIT_BIAS {
+        return invalid(format!("sample {i}: {} biases, the most is {MAX_LOGIT_BIAS}", logit_bias.len()));
+    }
+    if !logit_bias.is_sorted_by(|a, b| a.0 < b.0) {
+        return invalid(format!("sample {i}: the tokens with a bias do not ascend"));
+    }
+    let Some(mask) = batch.masks.get(sample.mask.clone()) else {
+        return invalid(format!("sample {i}: mask {:?} of {} words", sample.mask, batch.masks.len()));
+    };
+    let n_words = mask_words(info.n_vocab);
+    if !mask.is_empty() && mask.len() != n_words {
+        return invalid(format!("sample {i}: a mask of {} words, the vocabulary needs {n_words}", mask.len()));
+    }
+    if let Some(n) = sample.n_logprobs.filter(|&n| n > MAX_LOGPROBS) {
+        return invalid(format!("sample {i}: {n} log-probabilities, the most is {MAX_LOGPROBS}"));
     }
     Ok(())
 }

@@ -76,6 +76,8 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc:
         max_tokens: request.max_tokens,
         end_tokens: served.tokenizer.end_tokens().into(),
         sampling: request.sampling,
+        logit_bias: Vec::new(),
+        constraint: None,
         seed,
         n_logprobs: request.n_logprobs,
     })?;

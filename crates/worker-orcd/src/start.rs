@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use gguf_parser::Gguf;
 use tokenizer::Tokenizer;
 use transformer::cpu::{CpuExecutor, CpuOptions};
-use transformer::{Batch, BlockId, Executor, KvType, ModelSpec, Role, Sampling, StepOutput};
+use transformer::{Batch, BlockId, Executor, KvType, ModelSpec, Role, SampleRequest, Sampling, StepOutput};
 use weight_loader::{ModelFile, Weights};
 
 use crate::cli::DeviceArgs;
@@ -218,7 +218,8 @@ fn warm_up(executor: &mut dyn Executor) -> anyhow::Result<()> {
         let mut batch = Batch::default();
         batch.push(role, &[0], 0, &[BlockId(0)], true);
         if samples {
-            batch.sample_with(&Sampling { temperature: 0.0, ..Sampling::default() }, 0, &[], None);
+            let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+            batch.sample_with(&SampleRequest::new(&greedy, 0));
         }
         let is_sound = match executor.forward(&batch)? {
             StepOutput::Logits(logits) => logits.iter().all(|x| x.is_finite()),

@@ -8,7 +8,7 @@
 //           filter in three digits of weights and the token of a draw in two digits of ids.
 #pragma once
 
-#include "row.cuh"
+#include "adjust.cuh"
 
 namespace orcd {
 namespace {
@@ -89,6 +89,7 @@ struct Shared {
     uint64_t sums[32];
     Best bests[2][32];
     Found found;
+    List list;
     float maximum;
     double scale;
     uint64_t sum;

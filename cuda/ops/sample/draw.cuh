@@ -89,8 +89,7 @@ __device__ uint32_t draw_from_all(Shared &s, const Source &from, const Slice &mi
     uint64_t mass[2];
     for (uint32_t i = 0; i < 2; i++) {
         const uint32_t id = slice.digit * kSlice + 2 * tid + i;
-        float x = id < from.n_vocab ? sound(from.logits[id]) : -INFINITY;
-        if (from.penalized && (from.penalized[id / 32] >> id % 32 & 1)) x = penalize(x, from.penalty);
+        const float x = id < from.n_vocab ? adjust(from.adjustment, sound(from.logits[id]), id) : -INFINITY;
         mass[i] = mass_of(weight_bits(x, s.maximum, from.temperature));
     }
     const Found pair = find(s, tid, 0, mass[0] + mass[1], true, target + 1);

@@ -15,10 +15,10 @@ namespace {
 // The tokens of a row that a filter may still keep.
 struct Source {
     const float *logits;
-    const uint32_t *penalized; // null: no penalty
+    Adjustment adjustment;
     uint32_t n_vocab;
     bool aligned;
-    float penalty, maximum, temperature;
+    float maximum, temperature;
     float least;       // logits below it are not looked at
     uint32_t min_bits; // nor are weights below this; at least 1
     bool listed;       // they stand in shared memory
@@ -39,14 +39,12 @@ template <class Visit> __device__ void for_each_token(const Shared &s, const Sou
 #pragma unroll
         for (uint32_t i = 0; i < kLoads; i++) {
             const uint32_t id = first + i * kRowThreads * 4;
-            uint32_t word = 0;
-            if (from.penalized && id < from.n_vocab) word = from.penalized[id / 32] >> id % 32;
-            const float of_tokens[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+            const float4 w = adjust4(from.adjustment, v[i], id, from.n_vocab);
+            const float x[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
             for (uint32_t j = 0; j < 4; j++) {
-                const float x = word >> j & 1 ? penalize(of_tokens[j], from.penalty) : of_tokens[j];
-                if (!(x >= from.least) || x == -INFINITY) continue;
-                const uint32_t bits = weight_bits(x, from.maximum, from.temperature);
+                if (!(x[j] >= from.least) || x[j] == -INFINITY) continue;
+                const uint32_t bits = weight_bits(x[j], from.maximum, from.temperature);
                 if (bits >= from.min_bits) visit(bits, id + j);
             }
         }

@@ -1,8 +1,7 @@
-// sample: a token from each row of logits: temperature, repetition penalty, top-k, top-p, min-p, draw; log-probabilities.
+// sample: a token from each row of logits: bias, mask, penalties, temperature, top-k, top-p, min-p, draw; log-probabilities.
 //
-// Shapes:   logits [n_rows, row_pitch] f32; params, choices [n_rows].
-// Aliasing: none. The logits are not changed: a penalized logit is made anew wherever it is read, because the
-//           log-probabilities are those of the model's own softmax.
+// Shapes:   logits [n_rows, row_pitch] f32; params, choices [n_rows]; masks [.., ceil(n_vocab / 32)].
+// Aliasing: none. The logits are not changed; adjust.cuh says why.
 // Mapping:  slice_per_block: a block of 256 threads per row and slice of 2,048 tokens finds the slice's greatest logit,
 //           the sum of its weights against that, and its most likely tokens if log-probabilities are wanted.
 //           row_per_block: a block of 1,024 threads per row puts the slices together and draws. Greedy rows are done
@@ -31,14 +30,13 @@ __device__ void refuse(orcd_sample_choice &choice, float maximum, float raw_maxi
     choice.n_top = 0;
 }
 
-// All tokens of a row, of which nothing is excluded yet.
-__device__ Source all_of(const Job &job, uint32_t row, const orcd_sample_params &p, float maximum) {
+// All tokens of a row, of which nothing is excluded yet. The block has to synchronize before it is read.
+__device__ Source all_of(Shared &s, const Job &job, uint32_t row, const orcd_sample_params &p, float maximum) {
     Source from{};
     from.logits = job.a.logits + (uint64_t)row * job.a.row_pitch;
-    if (is_penalized(p)) from.penalized = job.scratch.penalized + (uint64_t)row * job.n_slices * kSliceWords;
+    from.adjustment = adjustment_of(job.a, p, job.scratch.marks_at((uint64_t)row * job.n_slices), s.list);
     from.n_vocab = job.a.n_vocab;
     from.aligned = job.aligned;
-    from.penalty = p.repetition_penalty;
     from.maximum = maximum;
     from.temperature = p.temperature;
     from.min_bits = 1;
@@ -81,7 +79,7 @@ __global__ void __launch_bounds__(kRowThreads) row_per_block(const Job job) {
         return;
     }
 
-    Source from = all_of(job, row, p, best.value);
+    Source from = all_of(s, job, row, p, best.value);
     const uint32_t id = p.temperature > 0.0f ? draw(s, from, p, mine, job.n_slices) : best.id;
     double normalizer = 0.0;
     if (logprobs) {
@@ -105,7 +103,7 @@ extern "C" size_t orcd_sample_scratch_bytes(uint32_t n_rows, uint32_t n_vocab) {
     using namespace orcd;
     if (n_vocab > ORCD_SAMPLE_MAX_VOCAB) return 0;
     return (size_t)n_rows * div_ceil(n_vocab, kSlice) *
-           (sizeof(Slice) + kTop * sizeof(Best) + kSliceWords * sizeof(uint32_t));
+           (sizeof(Slice) + kTop * sizeof(Best) + 2 * kSliceWords * sizeof(uint32_t));
 }
 
 extern "C" int32_t orcd_sample(const orcd_sample_args *a, orcd_stream stream) {
@@ -121,7 +119,8 @@ extern "C" int32_t orcd_sample(const orcd_sample_args *a, orcd_stream stream) {
     const size_t n = (size_t)a->n_rows * job.n_slices;
     job.scratch.slices = static_cast<Slice *>(a->scratch);
     job.scratch.tops = reinterpret_cast<Best *>(job.scratch.slices + n);
-    job.scratch.penalized = reinterpret_cast<uint32_t *>(job.scratch.tops + n * kTop);
+    job.scratch.marks.bits = reinterpret_cast<uint32_t *>(job.scratch.tops + n * kTop);
+    job.scratch.marks.first = job.scratch.marks.bits + n * kSliceWords;
     const int32_t status = launch(slice_per_block, dim3(job.n_slices, a->n_rows), dim3(kSliceThreads), 0, stream, job);
     if (status != (int32_t)cudaSuccess) return status;
     return launch(row_per_block, dim3(a->n_rows), dim3(kRowThreads), 0, stream, job);

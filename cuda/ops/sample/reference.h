@@ -44,16 +44,42 @@ struct SampleReference {
 
 inline double sound_reference(float x) { return x == x ? (double)x : -INFINITY; }
 
-inline SampleReference sample_reference(const float *logits, uint32_t n_vocab, const orcd_sample_params &p,
-                                        const uint32_t *history) {
-    SampleReference r;
+// As `orcd_sample_args` has them.
+struct SampleLists {
+    const uint32_t *changed;
+    const orcd_sample_change *changes;
+    const uint32_t *masks;
+};
+
+// A row's logits after biases, mask and penalties.
+inline std::vector<float> adjust_reference(const float *logits, uint32_t n_vocab, const orcd_sample_params &p,
+                                           const SampleLists &lists) {
     std::vector<float> x(logits, logits + n_vocab);
-    if (p.repetition_penalty != 1.0f) {
-        for (uint32_t i = 0; i < p.history_len; i++) {
-            float &logit = x[history[p.history_start + i]];
+    const bool has_changes = p.changes_start != ORCD_SAMPLE_NO_CHANGES;
+    for (uint32_t i = 0; i < p.changed_len; i++) {
+        float &logit = x[lists.changed[p.changed_start + i]];
+        const orcd_sample_change change = has_changes ? lists.changes[p.changes_start + i] : orcd_sample_change{1, 0.0f};
+        logit += change.bias;
+        if (change.count == 0) continue;
+        if (p.repetition_penalty != 1.0f)
             logit = logit > 0 ? std::min(logit / p.repetition_penalty, FLT_MAX) : logit * p.repetition_penalty;
+        if (has_changes) {
+            const float by_count = p.frequency_penalty * (float)change.count;
+            logit -= p.presence_penalty + by_count;
         }
     }
+    if (p.mask != ORCD_SAMPLE_NO_MASK) {
+        const uint32_t *mask = lists.masks + (size_t)p.mask * ((n_vocab + 31) / 32);
+        for (uint32_t id = 0; id < n_vocab; id++)
+            if ((mask[id / 32] >> id % 32 & 1) == 0) x[id] = -INFINITY;
+    }
+    return x;
+}
+
+inline SampleReference sample_reference(const float *logits, uint32_t n_vocab, const orcd_sample_params &p,
+                                        const SampleLists &lists) {
+    SampleReference r;
+    const std::vector<float> x = adjust_reference(logits, n_vocab, p, lists);
     r.maximum = -INFINITY;
     for (float v : x)
         if (v > r.maximum) r.maximum = v;

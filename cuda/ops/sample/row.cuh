@@ -28,14 +28,15 @@ constexpr uint32_t kAll = 0xFFFFFFFFu;
 constexpr int kUnit = 43;
 
 static_assert(ORCD_SAMPLE_MAX_VOCAB / kSlice <= kRowThreads, "a thread for each slice");
-static_assert(sizeof(orcd_sample_params) == 48 && sizeof(orcd_sample_choice) == 180, "as Rust reads them");
+static_assert(sizeof(orcd_sample_params) == 64 && sizeof(orcd_sample_change) == 8, "as Rust writes them");
+static_assert(sizeof(orcd_sample_choice) == 180, "as Rust reads it");
 
 // What is known of a slice of a row.
 struct Slice {
-    float maximum;      // after the penalty; -inf if no token is possible
+    float maximum;      // as adjusted; -inf if no token is possible
     uint32_t id;        // of the maximum, the lowest of equals
     uint64_t sum;       // of weights against `maximum`, in units
-    float raw_maximum;  // before the penalty
+    float raw_maximum;  // the model's own
     uint32_t unused;
     uint64_t raw_sum;   // of exp(logit - raw_maximum), in units
 };
@@ -45,10 +46,20 @@ struct Best {
     uint32_t id;
 };
 
+// Of listed tokens; see adjust.cuh. [kSliceWords] each for a slice, and one slice after the other for a row.
+struct Marks {
+    uint32_t *bits, *first;
+};
+
 struct Scratch {
-    Slice *slices;       // [n_rows, n_slices]
-    Best *tops;          // [n_rows, n_slices, kTop]
-    uint32_t *penalized; // [n_rows, n_slices, kSliceWords]: a bit for each token of the history
+    Slice *slices; // [n_rows, n_slices]
+    Best *tops;    // [n_rows, n_slices, kTop]
+    Marks marks;   // [n_rows, n_slices, kSliceWords]
+
+    // Those from a slice on, counted over all rows.
+    __device__ Marks marks_at(uint64_t slice) const {
+        return Marks{marks.bits + slice * kSliceWords, marks.first + slice * kSliceWords};
+    }
 };
 
 struct Job {
@@ -75,11 +86,6 @@ __device__ float4 load4(const float *row, uint32_t id, uint32_t n_vocab, bool al
         v.w = id + 3 < n_vocab ? row[id + 3] : -INFINITY;
     }
     return make_float4(sound(v.x), sound(v.y), sound(v.z), sound(v.w));
-}
-
-// Against a penalty near 0, which is allowed, the quotient is beyond F32; it is then certain enough.
-__device__ float penalize(float x, float penalty) {
-    return x > 0.0f ? fminf(__fdiv_rn(x, penalty), FLT_MAX) : __fmul_rn(x, penalty) + 0.0f;
 }
 
 // exp(x) for x <= 0, to 2 units in the last place; 0 below -87 and for NaN. exp(0) is exactly 1. Cody and Waite's
@@ -126,8 +132,6 @@ __device__ double scale_to(float from, float to, float temperature) {
 
 // Where element `i` of a thread lies in its slice: the tokens of a thread ascend with i.
 __device__ uint32_t offset_of(uint32_t i) { return (i / 4 * kSliceThreads + threadIdx.x) * 4 + i % 4; }
-
-__device__ bool is_penalized(const orcd_sample_params &p) { return p.repetition_penalty != 1.0f && p.history_len > 0; }
 
 }  // namespace
 }  // namespace orcd

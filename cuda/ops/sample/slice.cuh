@@ -1,9 +1,9 @@
 // slice_per_block, the first of two kernels: what can be known of a slice of a row before the row's maximum is.
 //
 // Mapping:  a block of kSliceThreads threads per slice and row; kPerThread logits in each thread's registers.
-// Result:   scratch.slices: the greatest logit and the sum of the weights against it; before the penalty too where
-//           log-probabilities are wanted, with the slice's most likely tokens in scratch.tops. The penalized tokens become
-//           bits in scratch.penalized, for the second kernel.
+// Result:   scratch.slices: the greatest logit as adjusted and the sum of the weights against it; the same of the model's own
+//           logits where log-probabilities are wanted, with the slice's most likely tokens in scratch.tops. Listed tokens
+//           are marked in scratch.marks, for the second kernel.
 #pragma once
 
 #include "block.cuh"
@@ -23,21 +23,10 @@ __device__ uint64_t slice_sum(const float *x, float maximum, float temperature, 
     return block_sum(sum, buffer);
 }
 
-// Sets a bit for each token of the history that lies in the slice from `start` on: in shared memory, and in scratch.
-__device__ void mark_history(const uint32_t *history, uint32_t n, uint32_t start, uint32_t *penalized, uint32_t *scratch) {
-    const uint32_t tid = threadIdx.x;
-    if (tid < kSliceWords) penalized[tid] = 0;
-    __syncthreads();
-    for (uint32_t i = tid; i < n; i += kSliceThreads) {
-        const uint32_t offset = history[i] - start;
-        if (offset < kSlice) atomicOr(&penalized[offset / 32], 1u << offset % 32);
-    }
-    __syncthreads();
-    if (tid < kSliceWords) scratch[tid] = penalized[tid];
-}
-
-__global__ void __launch_bounds__(kSliceThreads) slice_per_block(const Job job) {
-    __shared__ uint32_t penalized[kSliceWords];
+// Five blocks to a multiprocessor: what there is of latency is hidden by other blocks.
+__global__ void __launch_bounds__(kSliceThreads, 5) slice_per_block(const Job job) {
+    __shared__ uint32_t bits[kSliceWords], first[kSliceWords];
+    __shared__ List list;
     __shared__ Best bests[2][32];
     __shared__ uint64_t sums[32];
     let_successor_start();
@@ -57,16 +46,23 @@ __global__ void __launch_bounds__(kSliceThreads) slice_per_block(const Job job) 
         const float4 v = load4(logits, start + offset_of(i), a.n_vocab, job.aligned);
         raw[i] = v.x, raw[i + 1] = v.y, raw[i + 2] = v.z, raw[i + 3] = v.w;
     }
-    if (is_penalized(p)) mark_history(a.history + p.history_start, p.history_len, start, penalized,
-                                      job.scratch.penalized + at * kSliceWords);
+    // While they are on their way.
+    Adjustment adjustment = adjustment_of(a, p, Marks{bits, first}, list);
+    if (adjustment.mask) adjustment.mask += start / 32;
+    if (adjustment.list)
+        mark_listed(a.changed + p.changed_start, p.changed_len, start, Marks{bits, first}, job.scratch.marks_at(at));
+#pragma unroll
+    for (uint32_t i = 0; i < kPerThread; i += 4) {
+        const float4 v = make_float4(raw[i], raw[i + 1], raw[i + 2], raw[i + 3]);
+        const float4 w = adjust4(adjustment, v, offset_of(i), a.n_vocab - start);
+        x[i] = w.x, x[i + 1] = w.y, x[i + 2] = w.z, x[i + 3] = w.w;
+    }
     Best best{-INFINITY, kNoId}, raw_best{-INFINITY, kNoId};
 #pragma unroll
     for (uint32_t i = 0; i < kPerThread; i++) {
-        const uint32_t offset = offset_of(i);
-        x[i] = raw[i];
-        if (is_penalized(p) && (penalized[offset / 32] >> offset % 32 & 1)) x[i] = penalize(raw[i], p.repetition_penalty);
-        if (x[i] > best.value) best = Best{x[i], start + offset};
-        if (raw[i] > raw_best.value) raw_best = Best{raw[i], start + offset};
+        const uint32_t id = start + offset_of(i);
+        if (x[i] > best.value) best = Best{x[i], id};
+        if (raw[i] > raw_best.value) raw_best = Best{raw[i], id};
     }
     Slice result{};
     best = block_best<kSliceThreads / 32>(best, bests[0]);

@@ -17,6 +17,8 @@ orcd_sample_params plain(float temperature, uint64_t seed = 1, uint64_t position
     p.repetition_penalty = 1.0f;
     p.top_p = 1.0f;
     p.n_logprobs = ORCD_SAMPLE_NO_LOGPROBS;
+    p.changes_start = ORCD_SAMPLE_NO_CHANGES;
+    p.mask = ORCD_SAMPLE_NO_MASK;
     p.seed = seed;
     p.position = position;
     return p;
@@ -27,10 +29,13 @@ struct Rows {
     uint64_t pitch = 0;
     std::vector<float> logits;
     std::vector<orcd_sample_params> params;
-    std::vector<uint32_t> history;
+    std::vector<uint32_t> changed, masks;
+    std::vector<orcd_sample_change> changes;
 
     uint32_t n_rows() const { return (uint32_t)params.size(); }
     const float *row(uint32_t i) const { return logits.data() + i * pitch; }
+    SampleLists lists() const { return SampleLists{changed.data(), changes.data(), masks.data()}; }
+    uint32_t mask_words() const { return (n_vocab + 31) / 32; }
     void add(const std::vector<float> &row, const orcd_sample_params &p) {
         CHECK(n_vocab == 0 || n_vocab == row.size(), "rows of different lengths");
         n_vocab = (uint32_t)row.size();
@@ -39,25 +44,49 @@ struct Rows {
         logits.resize(logits.size() + pitch - n_vocab, 1e30f); // what lies between rows is not to be read
         params.push_back(p);
     }
+    // Of the row added last; `ids` ascend.
     void penalize(float penalty, const std::vector<uint32_t> &ids) {
         params.back().repetition_penalty = penalty;
-        params.back().history_start = (uint32_t)history.size();
-        params.back().history_len = (uint32_t)ids.size();
-        history.insert(history.end(), ids.begin(), ids.end());
+        params.back().changed_start = (uint32_t)changed.size();
+        params.back().changed_len = (uint32_t)ids.size();
+        changed.insert(changed.end(), ids.begin(), ids.end());
+    }
+    void change(const std::vector<uint32_t> &ids, const std::vector<orcd_sample_change> &what) {
+        penalize(params.back().repetition_penalty, ids);
+        params.back().changes_start = (uint32_t)changes.size();
+        changes.insert(changes.end(), what.begin(), what.end());
+    }
+    // Bits beyond the vocabulary mean nothing: they are set.
+    void allow(const std::vector<uint32_t> &ids) {
+        params.back().mask = (uint32_t)(masks.size() / mask_words());
+        masks.resize(masks.size() + mask_words());
+        uint32_t *mask = masks.data() + masks.size() - mask_words();
+        if (n_vocab % 32 != 0) mask[mask_words() - 1] = ~0u << n_vocab % 32;
+        for (uint32_t id : ids) mask[id / 32] |= 1u << id % 32;
     }
 };
+
+// On the device; an empty one as an element that is not to be read.
+template <class T> std::vector<T> or_poison(const std::vector<T> &values) {
+    std::vector<T> poison(1);
+    std::memset((void *)poison.data(), 0xFF, sizeof(T));
+    return values.empty() ? poison : values;
+}
 
 std::vector<orcd_sample_choice> sample(const Rows &rows) {
     Guarded<float> logits(rows.logits);
     Guarded<orcd_sample_params> params(rows.params);
-    Guarded<uint32_t> history(rows.history.empty() ? std::vector<uint32_t>(1, 0xFFFFFFFFu) : rows.history);
+    Guarded<uint32_t> changed(or_poison(rows.changed)), masks(or_poison(rows.masks));
+    Guarded<orcd_sample_change> changes(or_poison(rows.changes));
     Guarded<orcd_sample_choice> choices(rows.n_rows());
     Guarded<uint8_t> scratch(orcd_sample_scratch_bytes(rows.n_rows(), rows.n_vocab));
     orcd_sample_args a{};
     a.logits = logits.get();
     a.row_pitch = rows.pitch;
     a.params = params.get();
-    a.history = history.get();
+    a.changed = changed.get();
+    a.changes = changes.get();
+    a.masks = masks.get();
     a.choices = choices.get();
     a.scratch = scratch.get();
     a.n_rows = rows.n_rows();
@@ -72,7 +101,7 @@ std::vector<orcd_sample_choice> sample(const Rows &rows) {
 // Checks a choice against the reference. Returns whether it is the reference's very id.
 bool check(const Rows &rows, uint32_t row, const orcd_sample_choice &got, const char *what) {
     const orcd_sample_params &p = rows.params[row];
-    const SampleReference want = sample_reference(rows.row(row), rows.n_vocab, p, rows.history.data());
+    const SampleReference want = sample_reference(rows.row(row), rows.n_vocab, p, rows.lists());
     CHECK(got.status == want.status, "%s: row %u: status %u", what, row, got.status);
     CHECK(std::memcmp(&got.maximum, &want.maximum, 4) == 0 || got.maximum == want.maximum, "%s: row %u: maximum %g, not %g",
           what, row, got.maximum, want.maximum);
@@ -121,6 +150,17 @@ std::vector<uint32_t> some_ids(Random &random, uint32_t n_vocab, uint32_t n) {
     const uint32_t step = std::max(1u, n_vocab / std::max(1u, n));
     for (uint32_t id = random.below(step); id < n_vocab && ids.size() < n; id += step) ids.push_back(id);
     return ids;
+}
+
+// Counts and biases, of which some are none.
+void change_some(Rows &rows, Random &random, uint32_t n) {
+    const std::vector<uint32_t> ids = some_ids(random, rows.n_vocab, n);
+    std::vector<orcd_sample_change> changes;
+    for (size_t i = 0; i < ids.size(); i++)
+        changes.push_back({random.below(3) == 0 ? 0 : random.below(20), random.below(2) == 0 ? 0.0f : random.normal(3.0f)});
+    rows.params.back().presence_penalty = 0.25f * (float)random.below(17) - 2.0f;
+    rows.params.back().frequency_penalty = 0.125f * (float)random.below(9) - 0.5f;
+    rows.change(ids, changes);
 }
 
 const uint32_t kVocabs[] = {1, 2, 61, 97, 2048, 2049, 5003, 151936};
@@ -249,6 +289,101 @@ TEST(sample_penalty_divides_positive_and_multiplies_negative_logits) {
     for (uint32_t i = 0; i < 5; i++) CHECK(choices[i].id == want[i], "row %u: id %u", i, choices[i].id);
 }
 
+TEST(sample_presence_is_subtracted_once_and_frequency_for_each_time) {
+    Rows rows;
+    const float penalties[][2] = {{0, 0}, {1, 0}, {1.5f, 0}, {0, 0.375f}, {0, 0.5f}, {-2, 1}};
+    for (const float *penalty : penalties) {
+        rows.add({2.0f, 3.0f, 1.75f}, plain(0));
+        rows.params.back().presence_penalty = penalty[0];
+        rows.params.back().frequency_penalty = penalty[1];
+        rows.change({0, 1}, {{1, 0}, {3, 0}});
+    }
+    // The bias comes before the repetition penalty, and that before what is subtracted: (3 + 1) / 2 - 0.5 - 2 * 0.25 = 1.
+    rows.add({3.0f, 1.0625f, 0.9375f}, plain(0));
+    rows.params.back().repetition_penalty = 2.0f;
+    rows.params.back().presence_penalty = 0.5f;
+    rows.params.back().frequency_penalty = 0.25f;
+    rows.change({0}, {{2, 1.0f}});
+    check_all(rows, "presence and frequency");
+    const std::vector<orcd_sample_choice> choices = sample(rows);
+    const uint32_t want[] = {1, 1, 2, 1, 2, 0, 1};
+    for (uint32_t i = 0; i < 7; i++) CHECK(choices[i].id == want[i], "row %u: id %u", i, choices[i].id);
+}
+
+TEST(sample_biases_masks_and_penalties_follow_the_reference) {
+    Random random(8);
+    for (uint32_t n_vocab : kVocabs) {
+        Rows rows;
+        if (n_vocab % 2 == 1) rows.pitch = n_vocab + 3;
+        for (uint64_t i = 0; i < (n_vocab > 10000 ? 20 : 120); i++) {
+            orcd_sample_params p = plain(0.5f * (float)(i % 4), i, i * 7);
+            if (i % 3 == 1) p.top_k = 1 + random.below(60);
+            if (i % 5 < 2) p.top_p = 0.9f;
+            if (i % 7 == 1) p.min_p = 0.02f;
+            if (i % 4 == 3) p.n_logprobs = random.below(21);
+            if (i % 5 == 3) p.repetition_penalty = 1.4f;
+            rows.add(i % 6 == 0 ? quarters(random, n_vocab) : random.normals(n_vocab, 3.0f), p);
+            if (i % 2 == 0) change_some(rows, random, 1 + random.below(i % 8 == 0 ? n_vocab : 300));
+            if (i % 3 == 0) rows.allow(some_ids(random, n_vocab, 1 + random.below(i % 9 == 0 ? 3 : n_vocab)));
+        }
+        check_all(rows, "adjusted");
+    }
+}
+
+TEST(sample_a_mask_decides_against_every_logit) {
+    Random random(9);
+    for (uint32_t n_vocab : {1u, 33u, 2049u, 5003u}) {
+        Rows rows;
+        std::vector<uint32_t> only;
+        for (uint32_t i = 0; i < 24; i++) {
+            const uint32_t ids[] = {0, n_vocab - 1, n_vocab / 2, std::min(n_vocab - 1, 2047u), random.below(n_vocab)};
+            only.push_back(ids[i % 5]);
+            orcd_sample_params p = plain(i % 3 == 0 ? 0.0f : 0.7f, i);
+            if (i % 4 == 1) p.top_k = 5;
+            if (i % 4 == 2) p.top_p = 0.5f;
+            std::vector<float> row = random.normals(n_vocab, 2.0f);
+            row[only.back()] = -50.0f;
+            // Even an infinite logit is only that of a token which may not be chosen.
+            if (n_vocab > 1 && i % 6 == 0) row[only.back() == 0 ? 1 : 0] = INFINITY;
+            rows.add(row, p);
+            if (i % 2 == 1) rows.change({only.back()}, {{3, -100.0f}});
+            rows.allow({only.back()});
+        }
+        rows.add(random.normals(n_vocab, 2.0f), plain(0.7f));
+        rows.allow({});
+        const std::vector<orcd_sample_choice> choices = sample(rows);
+        for (uint32_t i = 0; i < only.size(); i++)
+            CHECK(choices[i].status == 0 && choices[i].id == only[i], "row %u of %u: id %u, not %u", i, n_vocab, choices[i].id,
+                  only[i]);
+        CHECK(choices.back().status == 1 && choices.back().maximum == -INFINITY, "a mask that allows nothing");
+    }
+}
+
+TEST(sample_what_changes_nothing_changes_no_bit) {
+    Random random(10);
+    const uint32_t n_vocab = 5003;
+    Rows plain_rows, rows;
+    std::vector<uint32_t> all(n_vocab);
+    for (uint32_t id = 0; id < n_vocab; id++) all[id] = id;
+    for (uint32_t i = 0; i < 60; i++) {
+        orcd_sample_params p = plain(0.4f * (float)(i % 5), i);
+        if (i % 3 == 1) p.top_k = 50;
+        if (i % 4 == 1) p.top_p = 0.9f;
+        if (i % 2 == 1) p.n_logprobs = 4;
+        const std::vector<float> row = random.normals(n_vocab, 2.0f);
+        const std::vector<uint32_t> ids = some_ids(random, n_vocab, 700);
+        plain_rows.add(row, p);
+        rows.add(row, p);
+        if (i % 3 == 0) plain_rows.penalize(1.3f, ids), rows.penalize(1.3f, ids);
+        // The same with counts, and with biases of 0 beside them.
+        const std::vector<uint32_t> &listed = i % 3 == 0 ? ids : all;
+        const orcd_sample_change nothing{i % 3 == 0 ? 2u : 0u, 0.0f};
+        if (i % 2 == 0) rows.change(listed, std::vector<orcd_sample_change>(listed.size(), nothing));
+        if (i % 5 < 3) rows.allow(all);
+    }
+    CHECK(same_bits(sample(plain_rows), sample(rows)), "a mask of all tokens, or changes of nothing");
+}
+
 TEST(sample_extreme_temperatures_stay_numbers) {
     Random random(4);
     for (uint32_t n_vocab : {97u, 5003u}) {
@@ -332,6 +467,8 @@ TEST(sample_a_row_has_the_same_bits_alone_and_among_others) {
             if (i % 11 == 10) p.temperature = -1.0f;
             together.add(random.normals(n_vocab, i % 2 == 0 ? 2.0f : 0.2f), p);
             if (i % 3 == 0) together.penalize(1.2f, some_ids(random, n_vocab, 500));
+            if (i % 13 == 5) change_some(together, random, 400);
+            if (i % 17 == 3) together.allow(some_ids(random, n_vocab, n_vocab / 3));
         }
         const std::vector<orcd_sample_choice> choices = sample(together);
         CHECK(same_bits(choices, sample(together)), "two runs differ");
@@ -339,7 +476,7 @@ TEST(sample_a_row_has_the_same_bits_alone_and_among_others) {
             Rows alone;
             alone.pitch = together.pitch;
             alone.add(std::vector<float>(together.row(i), together.row(i) + n_vocab), together.params[i]);
-            alone.history = together.history;
+            alone.changed = together.changed, alone.changes = together.changes, alone.masks = together.masks;
             const std::vector<orcd_sample_choice> choice = sample(alone);
             CHECK(std::memcmp(&choice[0], &choices[i], sizeof choice[0]) == 0, "row %u of %u: id %u alone, %u among others", i,
                   n_rows, choice[0].id, choices[i].id);
@@ -371,7 +508,7 @@ TEST(sample_draws_are_as_frequent_as_they_are_likely) {
             }
             for (const orcd_sample_choice &choice : sample(rows))
                 if (choice.id < n_vocab) counts[choice.id]++;
-            if (batch == 0) reference = sample_reference(row.data(), n_vocab, rows.params[0], nullptr);
+            if (batch == 0) reference = sample_reference(row.data(), n_vocab, rows.params[0], rows.lists());
         }
         double chi_square = 0;
         for (uint32_t id = 0; id < n_vocab; id++) {

@@ -1,11 +1,33 @@
 //! The sampler against its definition, written the slow way.
 
 use proptest::prelude::*;
+use transformer::TokenCount;
 
 use super::*;
 
-const PLAIN: Sampling = Sampling { temperature: 1.0, repetition_penalty: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+const PLAIN: Sampling = Sampling {
+    temperature: 1.0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+};
 const GREEDY: Sampling = Sampling { temperature: 0.0, ..PLAIN };
+
+/// Chooses with every token of `history` generated once.
+fn choose(
+    sampler: &mut Sampler,
+    logits: &[f32],
+    sampling: &Sampling,
+    history: &[TokenId],
+    seed: u64,
+    position: u64,
+) -> Result<TokenId, RowFault> {
+    let history: Vec<_> = history.iter().map(|&id| TokenCount { id, count: 1 }).collect();
+    sampler.choose(logits, &SampleRequest { history: &history, ..SampleRequest::new(sampling, seed) }, position)
+}
 
 /// What the filters leave, most likely first: sorted, cut, cut and cut.
 fn kept_the_slow_way(weights: &[f32], sampling: &Sampling) -> Vec<Candidate> {
@@ -60,7 +82,114 @@ fn any_row() -> impl Strategy<Value = Vec<f32>> {
     ]
 }
 
+/// Everything that changes logits before the draw.
+#[derive(Debug, Clone)]
+struct Changes {
+    repetition_penalty: f32,
+    presence_penalty: f32,
+    frequency_penalty: f32,
+    /// By token.
+    counts: Vec<u32>,
+    /// By token; 0 is none.
+    biases: Vec<f32>,
+    /// By token.
+    is_allowed: Vec<bool>,
+}
+
+impl Changes {
+    /// Chooses with these changes of `row`.
+    fn choose(&self, row: &[f32], sampling: &Sampling, seed: u64) -> Result<TokenId, RowFault> {
+        let &Changes { repetition_penalty, presence_penalty, frequency_penalty, .. } = self;
+        let sampling = Sampling { repetition_penalty, presence_penalty, frequency_penalty, ..sampling.clone() };
+        let counted = self.counts.iter().zip(0..).filter(|(count, _)| **count > 0);
+        let history: Vec<_> = counted.map(|(&count, id)| TokenCount { id, count }).collect();
+        let logit_bias: Vec<_> = (0..).zip(self.biases.iter().copied()).filter(|(_, bias)| *bias != 0.0).collect();
+        let word = |bits: &[bool]| bits.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
+        let mask: Vec<u32> = self.is_allowed.chunks(32).map(word).collect();
+        let request = SampleRequest {
+            history: &history,
+            logit_bias: &logit_bias,
+            mask: if self.is_allowed.iter().all(|&is| is) { &[] } else { &mask },
+            ..SampleRequest::new(&sampling, seed)
+        };
+        Sampler::new(row.len()).choose(row, &request, 3)
+    }
+
+    /// What becomes of one logit, as the definitions have it.
+    fn logit(&self, id: usize, mut logit: f32) -> f32 {
+        if !self.is_allowed[id] {
+            return f32::NEG_INFINITY;
+        }
+        logit += self.biases[id];
+        if self.counts[id] > 0 {
+            logit = if logit > 0.0 { logit / self.repetition_penalty } else { logit * self.repetition_penalty };
+            logit -= self.presence_penalty + self.frequency_penalty * self.counts[id] as f32;
+        }
+        logit
+    }
+}
+
+fn any_changes(n_vocab: usize) -> impl Strategy<Value = Changes> {
+    let is_allowed = prop_oneof![
+        Just(vec![true; n_vocab]),
+        prop::collection::vec(any::<bool>(), n_vocab),
+        prop::collection::vec(prop::bool::weighted(0.02), n_vocab),
+    ];
+    let biases = prop::collection::vec(prop_oneof![5 => Just(0.0f32), 1 => -9f32..9.0], n_vocab);
+    let counts = prop::collection::vec(prop_oneof![3 => Just(0u32), 1 => 1u32..30], n_vocab);
+    let repetition = prop_oneof![Just(1.0f32), 0.2f32..2.0];
+    let penalty = || prop_oneof![Just(0.0f32), -2f32..2.0];
+    (repetition, penalty(), penalty(), counts, biases, is_allowed).prop_map(
+        |(repetition_penalty, presence_penalty, frequency_penalty, counts, biases, is_allowed)| Changes {
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            counts,
+            biases,
+            is_allowed,
+        },
+    )
+}
+
+fn any_row_and_changes() -> impl Strategy<Value = (Vec<f32>, Changes)> {
+    (1usize..300).prop_flat_map(|n| (prop::collection::vec(-30f32..30.0, n), any_changes(n)))
+}
+
 proptest! {
+    #[test]
+    fn biases_mask_and_penalties_change_logits_as_defined(
+        (row, changes) in any_row_and_changes(),
+        sampling in any_sampling(),
+        greedy in any::<bool>(),
+        seed: u64,
+    ) {
+        let sampling = if greedy { GREEDY } else { sampling };
+        let changed: Vec<f32> = (0..).zip(&row).map(|(id, &logit)| changes.logit(id, logit)).collect();
+        let mut sampler = Sampler::new(row.len());
+        let expected = sampler.choose(&changed, &SampleRequest::new(&sampling, seed), 3);
+        let chosen = changes.choose(&row, &sampling, seed);
+        prop_assert_eq!(chosen, expected);
+        if let Ok(id) = chosen {
+            prop_assert!(changes.is_allowed[id as usize]);
+        } else {
+            prop_assert!(!changes.is_allowed.contains(&true));
+        }
+    }
+
+    #[test]
+    fn a_bias_of_100_decides((row, changes) in any_row_and_changes(), sampling in any_sampling(), at: prop::sample::Index, seed: u64) {
+        // Logits span less than the bias, so the sampler has no choice.
+        let at = at.index(row.len());
+        let mut changes = Changes { repetition_penalty: 1.0, biases: vec![0.0; row.len()], frequency_penalty: 0.0, ..changes };
+        changes.biases[at] = 100.0;
+        changes.is_allowed[at] = true;
+        prop_assert_eq!(changes.choose(&row, &Sampling { temperature: 0.3, ..sampling.clone() }, seed), Ok(at as TokenId));
+        changes.biases[at] = -100.0;
+        if (0..row.len()).any(|id| id != at && changes.is_allowed[id]) {
+            prop_assert_ne!(changes.choose(&row, &Sampling { temperature: 0.3, ..sampling }, seed), Ok(at as TokenId));
+        }
+    }
+
     #[test]
     fn keeps_what_sorting_would_keep(row in any_row(), sampling in any_sampling()) {
         let mut sampler = Sampler::new(row.len());
@@ -85,13 +214,13 @@ proptest! {
     #[test]
     fn draws_only_what_is_kept_and_depends_on_nothing_else(row in any_row(), sampling in any_sampling(), seed: u64, position: u64) {
         let mut sampler = Sampler::new(row.len());
-        let chosen = sampler.choose(&row, &sampling, &[], seed, position).unwrap();
+        let chosen = choose(&mut sampler, &row, &sampling, &[], seed, position).unwrap();
         let kept = kept(&mut sampler, &row, &sampling);
         let weight = sampler.weights[chosen as usize];
         prop_assert!(weight > 0.0);
         prop_assert!(kept.iter().any(|c| c.id == chosen));
         // A used sampler chooses as a new one does.
-        prop_assert_eq!(sampler.choose(&row, &sampling, &[], seed, position).unwrap(), chosen);
+        prop_assert_eq!(choose(&mut sampler, &row, &sampling, &[], seed, position).unwrap(), chosen);
     }
 
     #[test]
@@ -99,9 +228,9 @@ proptest! {
         let mut sampler = Sampler::new(row.len());
         let maximum = finite_maximum(&row).unwrap();
         let first = row.iter().position(|&x| x == maximum).unwrap() as TokenId;
-        prop_assert_eq!(sampler.choose(&row, &GREEDY, &[], 3, 4), Ok(first));
-        prop_assert_eq!(sampler.choose(&row, &Sampling { top_k: 1, ..PLAIN }, &[], 3, 4), Ok(first));
-        prop_assert_eq!(sampler.choose(&row, &Sampling { top_p: 0.0, ..PLAIN }, &[], 3, 4), Ok(first));
+        prop_assert_eq!(choose(&mut sampler, &row, &GREEDY, &[], 3, 4), Ok(first));
+        prop_assert_eq!(choose(&mut sampler, &row, &Sampling { top_k: 1, ..PLAIN }, &[], 3, 4), Ok(first));
+        prop_assert_eq!(choose(&mut sampler, &row, &Sampling { top_p: 0.0, ..PLAIN }, &[], 3, 4), Ok(first));
     }
 
     #[test]
@@ -128,7 +257,7 @@ fn draws_each_token_as_often_as_its_probability_says() {
         let mut sampler = Sampler::new(logits.len());
         let mut counts = [0u32; 6];
         for position in 0..n_draws {
-            counts[sampler.choose(&logits, &sampling, &[], 7, position).unwrap() as usize] += 1;
+            counts[choose(&mut sampler, &logits, &sampling, &[], 7, position).unwrap() as usize] += 1;
         }
         let weights = logits.map(|x| f64::from(x / sampling.temperature).exp());
         let total: f64 = weights.iter().sum();
@@ -146,7 +275,7 @@ fn the_least_repetition_penalty_overflows_nothing() {
     let mut sampler = Sampler::new(3);
     for temperature in [0.0, 1e-30, 1.0] {
         let sampling = Sampling { temperature, repetition_penalty: f32::MIN_POSITIVE, ..PLAIN };
-        assert_eq!(sampler.choose(&[5.0, 30.0, -1.0], &sampling, &[0, 2], 7, 9), Ok(0));
+        assert_eq!(choose(&mut sampler, &[5.0, 30.0, -1.0], &sampling, &[0, 2], 7, 9), Ok(0));
     }
 }
 
@@ -154,12 +283,37 @@ fn the_least_repetition_penalty_overflows_nothing() {
 fn the_repetition_penalty_divides_positive_and_multiplies_negative_logits() {
     let mut sampler = Sampler::new(3);
     let penalized = Sampling { repetition_penalty: 2.0, ..GREEDY };
-    assert_eq!(sampler.choose(&[3.0, 2.0, 1.0], &penalized, &[], 0, 0), Ok(0));
-    assert_eq!(sampler.choose(&[3.0, 2.0, 1.0], &penalized, &[0], 0, 0), Ok(1));
-    assert_eq!(sampler.choose(&[3.0, 2.0, 1.0], &penalized, &[0, 1], 0, 0), Ok(0));
-    assert_eq!(sampler.choose(&[-1.0, -1.5, -9.0], &penalized, &[0], 0, 0), Ok(1));
+    assert_eq!(choose(&mut sampler, &[3.0, 2.0, 1.0], &penalized, &[], 0, 0), Ok(0));
+    assert_eq!(choose(&mut sampler, &[3.0, 2.0, 1.0], &penalized, &[0], 0, 0), Ok(1));
+    assert_eq!(choose(&mut sampler, &[3.0, 2.0, 1.0], &penalized, &[0, 1], 0, 0), Ok(0));
+    assert_eq!(choose(&mut sampler, &[-1.0, -1.5, -9.0], &penalized, &[0], 0, 0), Ok(1));
     let encouraged = Sampling { repetition_penalty: 0.5, ..GREEDY };
-    assert_eq!(sampler.choose(&[3.0, 2.0, 1.0], &encouraged, &[1], 0, 0), Ok(1));
+    assert_eq!(choose(&mut sampler, &[3.0, 2.0, 1.0], &encouraged, &[1], 0, 0), Ok(1));
+}
+
+#[test]
+fn presence_is_subtracted_once_and_frequency_for_each_time() {
+    let choose = |presence_penalty, frequency_penalty| {
+        let sampling = Sampling { presence_penalty, frequency_penalty, ..GREEDY };
+        let history = [TokenCount { id: 0, count: 1 }, TokenCount { id: 1, count: 3 }];
+        let request = SampleRequest { history: &history, ..SampleRequest::new(&sampling, 0) };
+        Sampler::new(3).choose(&[2.0, 3.0, 1.75], &request, 0)
+    };
+    assert_eq!(choose(0.0, 0.0), Ok(1));
+    assert_eq!(choose(1.0, 0.0), Ok(1), "1, 2 and 1.75");
+    assert_eq!(choose(1.5, 0.0), Ok(2), "0.5, 1.5 and 1.75");
+    assert_eq!(choose(0.0, 0.375), Ok(1), "1.625, 1.875 and 1.75");
+    assert_eq!(choose(0.0, 0.5), Ok(2), "1.5, 1.5 and 1.75");
+    assert_eq!(choose(-2.0, 1.0), Ok(0), "3, 2 and 1.75");
+}
+
+#[test]
+fn a_mask_that_allows_nothing_is_a_fault() {
+    let sampling = PLAIN;
+    let request = SampleRequest { mask: &[0, 0], ..SampleRequest::new(&sampling, 0) };
+    let mut sampler = Sampler::new(40);
+    assert!(sampler.choose(&[1.0; 40], &request, 0).is_err());
+    assert_eq!(sampler.choose(&[1.0; 40], &SampleRequest { mask: &[0, 128], ..request }, 0), Ok(39));
 }
 
 #[test]
@@ -189,9 +343,9 @@ fn top_p_is_a_share_of_what_top_k_left() {
 fn the_coldest_and_the_flattest_settings_do_not_overflow() {
     let mut sampler = Sampler::new(3);
     let cold = Sampling { temperature: f32::MIN_POSITIVE, ..PLAIN };
-    assert_eq!(sampler.choose(&[1e30, 3e38, -3e38], &cold, &[], 0, 0), Ok(1));
+    assert_eq!(choose(&mut sampler, &[1e30, 3e38, -3e38], &cold, &[], 0, 0), Ok(1));
     let hot = Sampling { temperature: f32::MAX, ..PLAIN };
-    assert!(sampler.choose(&[1e30, 3e38, -3e38], &hot, &[], 0, 0).unwrap() < 3);
+    assert!(choose(&mut sampler, &[1e30, 3e38, -3e38], &hot, &[], 0, 0).unwrap() < 3);
 }
 
 #[test]
@@ -199,7 +353,7 @@ fn a_row_without_a_finite_maximum_is_a_fault_and_not_a_panic() {
     let mut sampler = Sampler::new(2);
     for row in [[f32::NAN; 2], [f32::NEG_INFINITY; 2], [f32::INFINITY, 0.0]] {
         for sampling in [GREEDY, PLAIN, Sampling { top_k: 3, top_p: 0.5, min_p: 0.1, ..PLAIN }] {
-            let fault = sampler.choose(&row, &sampling, &[], 0, 0).unwrap_err();
+            let fault = choose(&mut sampler, &row, &sampling, &[], 0, 0).unwrap_err();
             assert!(fault.to_string().contains("no finite maximum"));
         }
         assert!(sampler.logprobs(&row, 0, 2).is_err());

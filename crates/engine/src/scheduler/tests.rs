@@ -8,6 +8,7 @@ use test_support::fake_executor::{FakeConfig, FakeControl, FakeExecutor, FakeSte
 use transformer::{Executor, ExecutorInfo, RowFault, TokenId};
 
 use super::*;
+use crate::constraint::{Constraint, ConstraintError, Progress, TokenMask};
 use crate::limits::EngineConfig;
 use crate::request::Sampling;
 
@@ -96,13 +97,13 @@ impl Rig {
 fn choose_all(sampler: &mut Sampler, batch: &Batch, logits: &[f32]) -> Vec<Choice> {
     assert_eq!(batch.samples.len(), batch.sample_rows.len());
     let rows = logits.chunks_exact((logits.len() / batch.samples.len().max(1)).max(1));
-    let choose = |(sample, row): (&transformer::SampleSpec, _)| {
-        let history = &batch.history[sample.history.clone()];
-        let id = sampler.choose(row, &sample.sampling, history, sample.seed, sample.position);
+    let choose = |(i, row)| {
+        let request = batch.sample(i);
+        let id = sampler.choose(row, &request, batch.samples[i].position);
         let logprobs = |n| id.ok().map(|id| sampler.logprobs(row, id, n).unwrap());
-        Choice { id, logprobs: sample.n_logprobs.and_then(logprobs) }
+        Choice { id, logprobs: request.n_logprobs.and_then(logprobs) }
     };
-    batch.samples.iter().zip(rows).map(choose).collect()
+    (0..batch.samples.len()).zip(rows).map(choose).collect()
 }
 
 fn greedy(prompt: &[TokenId], max_tokens: usize) -> Request {
@@ -111,8 +112,88 @@ fn greedy(prompt: &[TokenId], max_tokens: usize) -> Request {
         max_tokens,
         end_tokens: [].into(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        logit_bias: Vec::new(),
+        constraint: None,
         seed: 1,
         n_logprobs: None,
+    }
+}
+
+/// Allows tokens whose sum with all before them is a multiple of `modulus`, and up to `max_tokens` of them.
+#[derive(Debug, Clone, Copy)]
+struct Rule {
+    modulus: u32,
+    /// With fewer the answer may not end.
+    min_tokens: usize,
+    max_tokens: usize,
+    /// So many tokens are followed by an error.
+    fails_after: Option<usize>,
+}
+
+impl Rule {
+    const ANY: Rule = Rule { modulus: 1, min_tokens: 0, max_tokens: usize::MAX, fails_after: None };
+
+    #[allow(clippy::unnecessary_wraps, reason = "what a request has")]
+    fn constraint(self) -> Option<Box<dyn Constraint>> {
+        Some(Box::new(Ruled { rule: self, n_tokens: 0, sum: 0 }))
+    }
+}
+
+struct Ruled {
+    rule: Rule,
+    n_tokens: usize,
+    sum: u32,
+}
+
+impl Constraint for Ruled {
+    fn allowed(&mut self, mask: &mut TokenMask) -> Result<Progress, ConstraintError> {
+        assert!(mask.is_empty());
+        if self.rule.fails_after == Some(self.n_tokens) {
+            return Err(ConstraintError("on demand".into()));
+        }
+        let allowed = (0..mask.n_vocab() as u32).filter(|id| (self.sum + id).is_multiple_of(self.rule.modulus));
+        allowed.for_each(|id| mask.allow(id));
+        Ok(match self.n_tokens {
+            n if n < self.rule.min_tokens => Progress::Unfinished,
+            n if n < self.rule.max_tokens => Progress::MayEnd,
+            _ => Progress::Finished,
+        })
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+        self.sum += token;
+        self.n_tokens += 1;
+        assert!(self.sum.is_multiple_of(self.rule.modulus), "token {token} was not allowed");
+        Ok(())
+    }
+}
+
+/// A request that can be made any number of times.
+#[derive(Debug)]
+struct Ask {
+    request: Request,
+    rule: Option<Rule>,
+}
+
+impl Ask {
+    fn request(&self) -> Request {
+        let Request { max_tokens, seed, n_logprobs, .. } = self.request;
+        Request {
+            prompt: self.request.prompt.clone(),
+            max_tokens,
+            end_tokens: self.request.end_tokens.clone(),
+            sampling: self.request.sampling.clone(),
+            logit_bias: self.request.logit_bias.clone(),
+            constraint: self.rule.and_then(Rule::constraint),
+            seed,
+            n_logprobs,
+        }
+    }
+}
+
+impl Clone for Ask {
+    fn clone(&self) -> Self {
+        Self { request: Request { constraint: None, ..self.request() }, rule: self.rule }
     }
 }
 
@@ -165,6 +246,13 @@ fn error_texts() {
         sampling(|s| s.repetition_penalty = 0.0),
         sampling(|s| s.top_p = 1.5),
         sampling(|s| s.min_p = -0.5),
+        sampling(|s| s.presence_penalty = 2.5),
+        sampling(|s| s.frequency_penalty = f32::NAN),
+        Request { logit_bias: vec![(256, 1.0)], ..greedy(&[1], 1) },
+        Request { logit_bias: vec![(7, f32::NAN)], ..greedy(&[1], 1) },
+        Request { logit_bias: vec![(7, 1.0), (8, 1.0), (7, 2.0)], ..greedy(&[1], 1) },
+        Request { logit_bias: vec![(7, 1.0); 1025], ..greedy(&[1], 1) },
+        Request { constraint: Rule::ANY.constraint(), end_tokens: [256].into(), ..greedy(&[1], 1) },
     ];
     let mut lines: Vec<_> = faulty.iter().map(|r| limits.check(r).unwrap_err().to_string()).collect();
     lines.push(crate::SubmitError::QueueFull { waiting: 3, limit: 3 }.to_string());
@@ -371,40 +459,177 @@ fn logits_of_the_wrong_size_fail_the_step() {
     rig.run();
 }
 
+/// Fails in its own ways.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Bad {
+    Panics,
+    AllowsNothing,
+    /// Of a vocabulary of 256.
+    AllowsOthersTokens,
+    RefusesTokens,
+}
+
+impl Constraint for Bad {
+    fn allowed(&mut self, mask: &mut TokenMask) -> Result<Progress, ConstraintError> {
+        match self {
+            Bad::Panics => panic!("boom"),
+            Bad::AllowsNothing => {}
+            Bad::AllowsOthersTokens => mask.set_words(&[&[0; 8][..], &[u32::MAX; 8]].concat()),
+            Bad::RefusesTokens => mask.allow(3),
+        }
+        Ok(Progress::Unfinished)
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<(), ConstraintError> {
+        Err(ConstraintError(format!("token {token} is refused")))
+    }
+}
+
+#[test]
+fn a_constraint_that_fails_ends_its_request_and_disturbs_no_other() {
+    let ends = || [7].into();
+    let late = Rule { fails_after: Some(4), ..Rule::ANY };
+    let early = Rule { fails_after: Some(0), ..Rule::ANY };
+    let bad = |kind: Bad| Some(Box::new(kind) as Box<dyn Constraint>);
+    let cases = [
+        (early.constraint(), 0, "failed: on demand"),
+        (late.constraint(), 4, "failed: on demand"),
+        (bad(Bad::Panics), 0, "it panicked: boom"),
+        (bad(Bad::AllowsNothing), 0, "allows no token"),
+        (bad(Bad::AllowsOthersTokens), 0, "allows no token"),
+        (bad(Bad::RefusesTokens), 1, "token 3 is refused"),
+    ];
+    for (constraint, n_tokens, text_of) in cases {
+        let mut rig = Rig::new(small(32), &EngineConfig { max_seqs: 3, ..Default::default() });
+        let before = rig.submit(greedy(&text(6, 1), 9));
+        // No token of its answer is 7.
+        let logit_bias = vec![(7, -100.0)];
+        let failing = rig.submit(Request { constraint, logit_bias, end_tokens: ends(), ..greedy(&text(9, 0), 9) });
+        let after = rig.submit(greedy(&text(7, 2), 9));
+        rig.run();
+        assert_eq!(rig.tokens(failing).len(), n_tokens, "{text_of}");
+        let last = rig.events.iter().rfind(|(id, _)| *id == failing);
+        let Some((_, Event::Failed(failure))) = last else { panic!("{last:?}") };
+        assert!(failure.kind == FailureKind::Internal && failure.message.contains(text_of), "{failure:?}");
+        for (id, salt, n) in [(before, 1, 6), (after, 2, 7)] {
+            let mut alone = Rig::new(small(32), &EngineConfig::default());
+            let same = alone.submit(greedy(&text(n, salt), 9));
+            alone.run();
+            assert_eq!(rig.tokens(id), alone.tokens(same), "a neighbour of one with {text_of}");
+        }
+    }
+}
+
+#[test]
+fn a_finished_constraint_leaves_only_an_end_token() {
+    for n in 0..4 {
+        let mut rig = Rig::new(small(32), &EngineConfig::default());
+        let rule = Rule { min_tokens: n, max_tokens: n, ..Rule::ANY };
+        // The script wants other tokens, and never an end token; so does the bias.
+        rig.control.script(&[1, 2], &[10; 9]);
+        let logit_bias = vec![(7, -100.0), (8, -99.0)];
+        let constraint = rule.constraint();
+        rig.submit(Request { constraint, logit_bias, end_tokens: [7, 8].into(), ..greedy(&[1, 2], 9) });
+        rig.run();
+        let Some((_, Event::Finished(finished))) = rig.events.last() else { panic!("{:?}", rig.events) };
+        assert_eq!((finished.reason, finished.n_generated), (EndReason::EndToken(8), n));
+    }
+}
+
+#[test]
+fn an_unfinished_constraint_does_not_end_although_the_model_wants_to() {
+    let mut rig = Rig::new(small(32), &EngineConfig::default());
+    rig.control.script(&[1, 2], &[7; 9]);
+    let rule = Rule { min_tokens: 3, max_tokens: 5, ..Rule::ANY };
+    let id = rig.submit(Request { constraint: rule.constraint(), end_tokens: [7].into(), ..greedy(&[1, 2], 9) });
+    rig.run();
+    // All other logits are equal.
+    assert_eq!(rig.tokens(id), [0; 3]);
+    assert!(matches!(rig.events.last(), Some((_, Event::Finished(f))) if f.reason == EndReason::EndToken(7)));
+}
+
+#[test]
+fn a_batch_says_what_each_row_is_chosen_by() {
+    let mut rig = Rig::new(small(32), &EngineConfig::default());
+    rig.control.script(&[1, 2], &[9, 4, 9, 9, 3, 4]);
+    let sampling = Sampling { temperature: 0.0, frequency_penalty: 0.5, ..Sampling::default() };
+    rig.submit(Request { sampling, logit_bias: vec![(5, 1.0), (2, -3.0)], ..greedy(&[1, 2], 9) });
+    let rule = Rule { modulus: 64, ..Rule::ANY };
+    rig.submit(Request { constraint: rule.constraint(), end_tokens: [7].into(), ..greedy(&[3], 9) });
+    for _ in 0..5 {
+        rig.step();
+    }
+    assert!(rig.scheduler.plan(rig.now, &mut rig.events));
+    let [penalized, constrained] = [0, 1].map(|i| rig.scheduler.batch().sample(i));
+    let counts: Vec<_> = penalized.history.iter().map(|counted| (counted.id, counted.count)).collect();
+    assert_eq!(counts, [(3, 1), (4, 1), (9, 3)]);
+    assert_eq!((penalized.logit_bias, penalized.mask.len()), (&[(2, -3.0), (5, 1.0)][..], 0));
+    assert_eq!((constrained.history, constrained.logit_bias), (&[][..], &[][..]));
+    let allowed: Vec<_> = (0..256).filter(|id| constrained.mask[id / 32] >> (id % 32) & 1 == 1).collect();
+    assert_eq!(allowed, [0, 7, 64, 128, 192]);
+}
+
 /// One move of a random trace.
 #[derive(Debug, Clone)]
 enum Move {
-    Submit(Request),
+    Submit(Ask),
     /// A second turn: the request, begun with the prompt and the answer of the job submitted so many before the last.
-    FollowUp(Request, u64),
+    FollowUp(Ask, u64),
     /// Of the job submitted so many before the last.
     Cancel(u64),
     Steps(usize),
     Fail(ExecutorError),
 }
 
-fn any_request() -> impl Strategy<Value = Request> {
-    let sampling = prop_oneof![
+fn any_sampling() -> impl Strategy<Value = Sampling> {
+    prop_oneof![
         Just(Sampling { temperature: 0.0, ..Sampling::default() }),
         Just(Sampling { temperature: 1.5, top_p: 0.9, repetition_penalty: 1.3, ..Sampling::default() }),
-    ];
+        Just(Sampling { presence_penalty: 1.5, frequency_penalty: -0.5, ..Sampling::default() }),
+    ]
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    (1u32..60, 0usize..4, 0usize..8, prop::option::weighted(0.2, 0usize..4)).prop_map(
+        |(modulus, min_tokens, more, fails_after)| Rule {
+            modulus,
+            min_tokens,
+            max_tokens: min_tokens + more,
+            fails_after,
+        },
+    )
+}
+
+fn any_bias() -> impl Strategy<Value = Vec<(TokenId, f32)>> {
+    let some = prop::collection::btree_map(0u32..256, prop_oneof![Just(-100.0f32), -3.0f32..3.0], 1..40);
+    prop_oneof![2 => Just(Vec::new()), 1 => some.prop_map(|bias| bias.into_iter().rev().collect())]
+}
+
+fn any_ask() -> impl Strategy<Value = Ask> {
+    let rule = prop::option::weighted(0.3, any_rule());
+    let n_logprobs = prop::option::of(0usize..3);
     // Few different texts, so that beginnings are shared; some end tokens, so that answers end early.
-    (1usize..40, 0..=PERIODIC, 1usize..12, sampling, 0u64..3, prop::option::of(0usize..3), 0u32..40).prop_map(
-        |(n_prompt, salt, max_tokens, sampling, seed, n_logprobs, n_end)| Request {
-            prompt: text(n_prompt, salt).into(),
-            max_tokens,
-            end_tokens: (0..n_end).collect(),
-            sampling,
-            seed,
-            n_logprobs,
+    (1usize..40, 0..=PERIODIC, 1usize..12, any_sampling(), any_bias(), rule, 0u64..3, n_logprobs, 0u32..40).prop_map(
+        |(n_prompt, salt, max_tokens, sampling, logit_bias, rule, seed, n_logprobs, n_end)| {
+            let request = Request {
+                prompt: text(n_prompt, salt).into(),
+                max_tokens,
+                end_tokens: (0..n_end.max(u32::from(rule.is_some()))).collect(),
+                sampling,
+                logit_bias,
+                constraint: None,
+                seed,
+                n_logprobs,
+            };
+            Ask { request, rule }
         },
     )
 }
 
 fn any_move() -> impl Strategy<Value = Move> {
     prop_oneof![
-        4 => any_request().prop_map(Move::Submit),
-        2 => (any_request(), 0u64..6).prop_map(|(request, back)| Move::FollowUp(request, back)),
+        4 => any_ask().prop_map(Move::Submit),
+        2 => (any_ask(), 0u64..6).prop_map(|(ask, back)| Move::FollowUp(ask, back)),
         2 => (0u64..6).prop_map(Move::Cancel),
         6 => (1usize..6).prop_map(Move::Steps),
         1 => Just(Move::Fail(ExecutorError::OutOfMemory("on demand".into()))),
@@ -422,16 +647,16 @@ fn any_setting() -> impl Strategy<Value = (FakeConfig, EngineConfig)> {
 }
 
 /// The request's events on a worker that has never seen another: `Token`s and how it ends.
-fn alone(fake: &FakeConfig, request: &Request) -> Vec<Event> {
+fn alone(fake: &FakeConfig, ask: &Ask) -> Vec<Event> {
     let config = EngineConfig { max_seqs: 1, prefix_reuse: false, ..Default::default() };
     let mut rig = Rig::new(FakeConfig { n_blocks: 64 + fake.n_blocks, ..fake.clone() }, &config);
-    rig.submit(request.clone());
+    rig.submit(ask.request());
     rig.run();
     rig.events.into_iter().map(|(_, e)| e).filter(|e| !matches!(e, Event::Admitted { .. })).collect()
 }
 
 /// Every job's events are a proper story that agrees with the job run alone.
-fn check_story(fake: &FakeConfig, request: &Request, events: &[&Event]) {
+fn check_story(fake: &FakeConfig, ask: &Ask, events: &[&Event]) {
     let (last, before) = events.split_last().expect("every request ends");
     assert!(last.is_last() && before.iter().all(|e| !e.is_last()), "exactly one end: {events:?}");
     let tokens = match before.split_first() {
@@ -444,12 +669,29 @@ fn check_story(fake: &FakeConfig, request: &Request, events: &[&Event]) {
             tokens
         }
     };
-    let expected = alone(fake, request);
+    let expected = alone(fake, ask);
     assert!(tokens.iter().zip(&expected).all(|(got, expected)| *got == expected), "{events:?} {expected:?}");
+    check_tokens(ask, tokens);
     if let Event::Finished(finished) = last {
+        let rule = ask.rule.unwrap_or(Rule::ANY);
+        assert!(tokens.len() <= rule.max_tokens && rule.fails_after.is_none_or(|n| tokens.len() <= n));
+        assert!(finished.reason == EndReason::MaxTokens || tokens.len() >= rule.min_tokens);
         let Some(Event::Finished(expected_end)) = expected.last() else { panic!("{expected:?}") };
         assert_eq!(tokens.len() + 1, expected.len());
         assert_eq!((finished.reason, finished.n_generated), (expected_end.reason, tokens.len()));
+    }
+}
+
+/// No token is one that the request forbids.
+fn check_tokens(ask: &Ask, tokens: &[&Event]) {
+    let mut sum = 0;
+    for event in tokens {
+        let Event::Token(token) = event else { panic!("{tokens:?}") };
+        sum += token.id;
+        assert!(ask.rule.is_none_or(|rule| sum.is_multiple_of(rule.modulus)), "{ask:?}: {tokens:?}");
+        // Logits are from -8 to 8; but what a constraint leaves may all be biased.
+        let is_banned = ask.request.logit_bias.contains(&(token.id, -100.0));
+        assert!(!is_banned || ask.rule.is_some(), "{ask:?}: {tokens:?}");
     }
 }
 
@@ -464,19 +706,19 @@ proptest! {
     ) {
         let new = if samples_on_device { Rig::sampling_on_the_device } else { Rig::new };
         let mut rig = new(fake.clone(), &config);
-        let mut requests = BTreeMap::new();
+        let mut asks = BTreeMap::new();
         for next in moves {
             match next {
-                Move::FollowUp(mut request, back) => {
+                Move::FollowUp(mut ask, back) => {
                     let id = JobId(rig.last_id.saturating_sub(back));
-                    let before = requests.get(&id).map_or(&[][..], |before: &Request| &before.prompt);
-                    request.prompt = [before, &rig.tokens(id), &request.prompt[..1]].concat().into();
-                    if rig.scheduler.limits.check(&request).is_ok() {
-                        requests.insert(rig.submit(request.clone()), request);
+                    let before = asks.get(&id).map_or(&[][..], |before: &Ask| &before.request.prompt);
+                    ask.request.prompt = [before, &rig.tokens(id), &ask.request.prompt[..1]].concat().into();
+                    if rig.scheduler.limits.check(&ask.request()).is_ok() {
+                        asks.insert(rig.submit(ask.request()), ask);
                     }
                 }
-                Move::Submit(request) if rig.scheduler.limits.check(&request).is_ok() => {
-                    requests.insert(rig.submit(request.clone()), request);
+                Move::Submit(ask) if rig.scheduler.limits.check(&ask.request()).is_ok() => {
+                    asks.insert(rig.submit(ask.request()), ask);
                 }
                 Move::Submit(_) => {}
                 Move::Cancel(back) => {
@@ -504,8 +746,8 @@ proptest! {
                 last_admitted = *id;
             }
         }
-        for (id, request) in &requests {
-            check_story(&fake, request, &stories.remove(id).unwrap_or_default());
+        for (id, ask) in &asks {
+            check_story(&fake, ask, &stories.remove(id).unwrap_or_default());
         }
         prop_assert!(stories.is_empty());
     }

@@ -6,6 +6,7 @@ use half::f16;
 use super::CudaError;
 use super::arena::{CHUNK, MatrixAt};
 use super::model::Model;
+use super::step::max_list_words;
 use crate::ModelSpec;
 
 /// The most rows that products normalise themselves.
@@ -114,8 +115,8 @@ pub(super) struct Buffers {
     pub(super) prompt_choices: PinnedBuffer<u32>,
     /// What sampling works in.
     pub(super) sampling: DeviceBuffer<u64>,
-    /// Tokens to be penalized, of all samples. `[max_samples * n_ctx]`
-    pub(super) history: DeviceBuffer<u32>,
+    /// Which tokens' logits change and how, of all samples; see `step::max_list_words`.
+    pub(super) lists: DeviceBuffer<u32>,
     /// Dequantized weights of the product at hand.
     pub(super) weights: DeviceBuffer<f16>,
     /// RoPE's angles. `[n_ctx, n_dims / 2, 2]`
@@ -131,7 +132,7 @@ pub(super) struct Sizes {
     attn_partials: usize,
     cos_sin: usize,
     sampling: usize,
-    history: usize,
+    lists: usize,
 }
 
 impl Sizes {
@@ -151,7 +152,7 @@ impl Sizes {
             attn_partials: partials as usize,
             cos_sin: n_ctx * spec.rope.n_dims,
             sampling: sampling.div_ceil(size_of::<u64>()),
-            history: samples * n_ctx,
+            lists: max_list_words(samples, samples * n_ctx),
         }
     }
 
@@ -164,7 +165,7 @@ impl Sizes {
             + self.attn_partials
             + self.cos_sin
             + 2 * self.sampling
-            + self.history;
+            + self.lists;
         let halves = self.rows * (w.model_pitch + w.q_pitch + w.ff_pitch) + w.dequantized;
         (floats * 4 + halves * 2) as u64
     }
@@ -192,7 +193,7 @@ impl Buffers {
             choices: device.alloc_pinned(slots * CHOICE_WORDS)?,
             prompt_choices: device.alloc_pinned(samples * CHOICE_WORDS)?,
             sampling: device.alloc_zeroed(sizes.sampling)?,
-            history: device.alloc_zeroed(sizes.history)?,
+            lists: device.alloc_zeroed(sizes.lists)?,
         };
         debug_assert_eq!(buffers.n_bytes(), sizes.n_bytes(w));
         Ok(buffers)
@@ -206,7 +207,7 @@ impl Buffers {
         let n_bytes = floats.into_iter().chain(more_floats).map(DeviceBuffer::n_bytes).sum::<usize>()
             + halves.into_iter().map(DeviceBuffer::n_bytes).sum::<usize>()
             + self.sampling.n_bytes()
-            + self.history.n_bytes();
+            + self.lists.n_bytes();
         n_bytes as u64
     }
 }

@@ -286,7 +286,7 @@ impl Forward {
         n: usize,
         stream: &Stream,
     ) -> Result<(), CudaError> {
-        let Self { widths: w, buffers: b, inputs, .. } = self;
+        let Self { widths: w, buffers: b, inputs, layout, .. } = self;
         launch!(
             stream,
             orcd_sample,
@@ -294,7 +294,9 @@ impl Forward {
                 logits,
                 row_pitch: w.n_vocab as u64,
                 params: inputs.slice(params).as_ptr().cast(),
-                history: b.history.as_ptr(),
+                changed: b.lists.as_ptr(),
+                changes: b.lists.as_ptr().cast(),
+                masks: inputs.slice(layout.masks()).as_ptr(),
                 choices: choices.cast(),
                 scratch: b.sampling.as_mut_ptr().cast(),
                 n_rows: n as u32,

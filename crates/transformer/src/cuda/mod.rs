@@ -391,7 +391,8 @@ impl CudaExecutor {
         if got > most {
             return invalid(format!("{got} blocks in the table, the most is {most}"));
         }
-        let (got, most) = (batch.history.len(), self.forward.buffers.history.len());
+        let got = batch.samples.iter().map(|sample| sample.history.len()).sum::<usize>();
+        let most = self.info.max_seqs * self.info.n_ctx;
         if got > most {
             return invalid(format!("{got} tokens in the history, the most is {most}"));
         }
@@ -403,8 +404,8 @@ impl CudaExecutor {
         self.device.bind_to_this_thread()?;
         let Self { forward, step, numbers, stream, rows_per_tile, .. } = self;
         step::lay_out(batch, &forward.layout, bucket, *rows_per_tile, numbers.as_mut_slice(), step);
-        if !batch.history.is_empty() {
-            forward.buffers.history.slice_mut(..batch.history.len()).copy_from_host(&batch.history, stream)?;
+        if !step.lists.is_empty() {
+            forward.buffers.lists.slice_mut(..step.lists.len()).copy_from_host(&step.lists, stream)?;
         }
         let used = step.used.clone();
         let mut target = forward.inputs.slice_mut(used.clone());

@@ -66,7 +66,7 @@ pub(super) fn sizes(
     let n_slots = bucket(max_seqs);
     let max_table = max_seqs * n_ctx.div_ceil(BLOCK_TOKENS);
     let sizes = Sizes::new(spec, widths, max_batch_tokens, n_slots, max_seqs, n_ctx);
-    (sizes, Layout::new(max_batch_tokens, max_seqs, n_slots, max_table))
+    (sizes, Layout::new(max_batch_tokens, max_seqs, n_slots, max_table, spec.n_vocab))
 }
 
 #[cfg(test)]

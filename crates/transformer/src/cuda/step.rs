@@ -7,13 +7,25 @@ use std::ops::Range;
 
 use cuda_sys::sys;
 
-use crate::{Batch, Role, SampleSpec};
+use crate::{Batch, MAX_LOGIT_BIAS, Role, SampleRequest, TokenCount, TokenId, mask_words};
 
 /// Says that a row only pads the batch to the size that a graph was recorded for.
 pub(super) const PADDING: u32 = u32::MAX;
 
 /// Numbers of 32 bits in an `orcd_sample_params`.
 pub(super) const SAMPLE_WORDS: usize = size_of::<sys::orcd_sample_params>() / 4;
+
+/// The same in an `orcd_sample_change`.
+const CHANGE_WORDS: usize = size_of::<sys::orcd_sample_change>() / 4;
+
+const NO_MASK: u32 = sys::ORCD_SAMPLE_NO_MASK;
+const NO_CHANGES: u32 = sys::ORCD_SAMPLE_NO_CHANGES;
+
+/// The most words that the lists of `samples` take, with so many tokens of history in all: an id and a change for each, a
+/// change for each bias, and what rounds up to a change.
+pub(super) fn max_list_words(samples: usize, history: usize) -> usize {
+    (1 + CHANGE_WORDS) * (history + samples * MAX_LOGIT_BIAS) + samples * CHANGE_WORDS
+}
 
 /// Where everything lies, in numbers of 32 bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,19 +34,21 @@ pub(super) struct Layout {
     max_samples: usize,
     n_slots: usize,
     max_table: usize,
+    mask_words: usize,
 }
 
 impl Layout {
     /// For steps of up to `max_rows` prompt rows, `max_samples` sampled rows of them, `n_slots` generated rows (padding
-    /// included) and `max_table` blocks.
-    pub(super) fn new(max_rows: usize, max_samples: usize, n_slots: usize, max_table: usize) -> Self {
-        Self { max_rows, max_samples, n_slots, max_table }
+    /// included) and `max_table` blocks, with a vocabulary of `n_vocab`.
+    pub(super) fn new(max_rows: usize, max_samples: usize, n_slots: usize, max_table: usize, n_vocab: usize) -> Self {
+        Self { max_rows, max_samples, n_slots, max_table, mask_words: mask_words(n_vocab) }
     }
 
     fn part(&self, i: usize) -> Range<usize> {
         let (rows, slots) = (self.max_rows, self.n_slots);
         let samples = self.max_samples;
         let sizes = [
+            self.mask_words * samples,
             SAMPLE_WORDS * samples,
             rows,
             rows,
@@ -52,59 +66,65 @@ impl Layout {
         start..start + sizes[i]
     }
 
+    /// Masks of the samples that have one, from the last place downwards: so what is copied is one piece, and begins with
+    /// the masks that there are. `[max_samples, mask_words]`
+    pub(super) fn masks(&self) -> Range<usize> {
+        self.part(0)
+    }
+
     /// How sampled prompt rows are sampled. `[max_samples, SAMPLE_WORDS]`
     pub(super) fn prompt_params(&self) -> Range<usize> {
-        self.part(0)
+        self.part(1)
     }
 
     /// Prompt rows' tokens. `[max_rows]`
     pub(super) fn prompt_tokens(&self) -> Range<usize> {
-        self.part(1)
+        self.part(2)
     }
 
     /// Their absolute positions. `[max_rows]`
     pub(super) fn prompt_positions(&self) -> Range<usize> {
-        self.part(2)
+        self.part(3)
     }
 
     /// Where each one's sequence begins in the block table. `[max_rows]`
     pub(super) fn prompt_tables(&self) -> Range<usize> {
-        self.part(3)
+        self.part(4)
     }
 
     /// Attention's tiles: first row, number of rows. `[max_rows, 2]`
     pub(super) fn prompt_tiles(&self) -> Range<usize> {
-        self.part(4)
+        self.part(5)
     }
 
     /// The prompt rows whose logits are wanted. `[max_samples]`
     pub(super) fn prompt_samples(&self) -> Range<usize> {
-        self.part(5)
+        self.part(6)
     }
 
     /// How generated rows are sampled. `[n_slots, SAMPLE_WORDS]`
     pub(super) fn params(&self) -> Range<usize> {
-        self.part(6)
+        self.part(7)
     }
 
     /// Generated rows' tokens. `[n_slots]`
     pub(super) fn tokens(&self) -> Range<usize> {
-        self.part(7)
+        self.part(8)
     }
 
     /// Their absolute positions. `[n_slots]`
     pub(super) fn positions(&self) -> Range<usize> {
-        self.part(8)
+        self.part(9)
     }
 
     /// Where each one's sequence begins in the block table. `[n_slots]`
     pub(super) fn tables(&self) -> Range<usize> {
-        self.part(9)
+        self.part(10)
     }
 
     /// Blocks of all sequences. `[max_table]`
     pub(super) fn block_table(&self) -> Range<usize> {
-        self.part(10)
+        self.part(11)
     }
 
     /// Numbers in all.
@@ -132,6 +152,10 @@ pub(super) struct Step {
     pub(super) samples: Vec<Result<usize, usize>>,
     /// What of the numbers has to be copied.
     pub(super) used: Range<usize>,
+    /// The samples' lists: ids of tokens whose logits change, and, from an even place on, their `orcd_sample_change`s.
+    pub(super) lists: Vec<u32>,
+    /// Masks laid out.
+    n_masks: usize,
 }
 
 /// Lays a checked batch out in `numbers`. `bucket` gives the number of slots for a number of generated rows.
@@ -144,6 +168,8 @@ pub(super) fn lay_out(
     step: &mut Step,
 ) {
     step.samples.clear();
+    step.lists.clear();
+    step.n_masks = 0;
     step.chooses = !batch.samples.is_empty();
     // Rows that nobody asks about, those that pad the batch among them, are not sampled.
     for params in numbers[layout.params()].chunks_exact_mut(SAMPLE_WORDS) {
@@ -168,14 +194,12 @@ pub(super) fn lay_out(
                 numbers[part][*n] = value;
             }
             if is_sampled && segment.role == Role::Generated {
-                if let Some(spec) = batch.samples.get(step.samples.len()) {
-                    write_params(spec, &mut numbers[layout.params()][*n * SAMPLE_WORDS..]);
-                }
+                let params = layout.params().start + *n * SAMPLE_WORDS;
+                lay_out_sample(batch, step.samples.len(), layout, numbers, params, &mut step.lists, &mut step.n_masks);
                 step.samples.push(Ok(*n));
             } else if is_sampled {
-                if let Some(spec) = batch.samples.get(step.samples.len()) {
-                    write_params(spec, &mut numbers[layout.prompt_params()][step.n_prompt_samples * SAMPLE_WORDS..]);
-                }
+                let params = layout.prompt_params().start + step.n_prompt_samples * SAMPLE_WORDS;
+                lay_out_sample(batch, step.samples.len(), layout, numbers, params, &mut step.lists, &mut step.n_masks);
                 numbers[layout.prompt_samples()][step.n_prompt_samples] = *n as u32;
                 step.samples.push(Err(step.n_prompt_samples));
                 step.n_prompt_samples += 1;
@@ -193,32 +217,105 @@ pub(super) fn lay_out(
     for (part, value) in [(tokens, 0), (positions, PADDING), (tables, 0)] {
         numbers[part][step.n_generated..step.n_slots].fill(value);
     }
-    // Without prompt rows their part stays behind.
-    let start = if step.n_prompt > 0 { 0 } else { layout.params().start };
+    // Without masks and prompt rows their parts stay behind.
+    let start = match (step.n_masks, step.n_prompt) {
+        (0, 0) => layout.params().start,
+        (0, _) => layout.prompt_params().start,
+        (n, _) => layout.masks().end - n * layout.mask_words,
+    };
     step.used = start..table.start + batch.block_table.len();
 }
 
+/// Lays out sample `i` of a batch that says how its rows are sampled, its settings at `params`.
+fn lay_out_sample(
+    batch: &Batch,
+    i: usize,
+    layout: &Layout,
+    numbers: &mut [u32],
+    params: usize,
+    lists: &mut Vec<u32>,
+    n_masks: &mut usize,
+) {
+    if batch.samples.is_empty() {
+        return;
+    }
+    let request = batch.sample(i);
+    let mut place = NO_MASK;
+    if !request.mask.is_empty() {
+        *n_masks += 1;
+        let start = layout.masks().end - *n_masks * layout.mask_words;
+        numbers[start..][..layout.mask_words].copy_from_slice(request.mask);
+        place = (start / layout.mask_words.max(1)) as u32;
+    }
+    let list = write_list(&request, lists);
+    write_params(&request, batch.samples[i].position, list, place, &mut numbers[params..][..SAMPLE_WORDS]);
+}
+
+/// Where a sample's list is.
+struct ListAt {
+    ids: Range<usize>,
+    /// The first of its changes, counted in changes.
+    changes: u32,
+}
+
+/// Appends the tokens whose logits change, ascending: those generated, if they are penalized, and those with a bias. What
+/// becomes of them goes behind, unless a repetition penalty is all there is.
+fn write_list(request: &SampleRequest<'_>, lists: &mut Vec<u32>) -> ListAt {
+    let start = lists.len();
+    let history = if request.sampling.penalizes() { request.history } else { &[] };
+    let merged = || merge(history, request.logit_bias);
+    lists.extend(merged().map(|(id, ..)| id));
+    let ids = start..lists.len();
+    if ids.is_empty() || (request.logit_bias.is_empty() && !request.sampling.penalizes_by_count()) {
+        return ListAt { ids, changes: NO_CHANGES };
+    }
+    lists.resize(lists.len().next_multiple_of(CHANGE_WORDS), 0);
+    let changes = (lists.len() / CHANGE_WORDS) as u32;
+    lists.extend(merged().flat_map(|(_, count, bias)| [count, bias.to_bits()]));
+    ListAt { ids, changes }
+}
+
+/// Each token of either list once, ascending: `(id, count, bias)`.
+fn merge<'a>(
+    history: &'a [TokenCount],
+    logit_bias: &'a [(TokenId, f32)],
+) -> impl Iterator<Item = (TokenId, u32, f32)> + 'a {
+    let mut history = history.iter().peekable();
+    let mut logit_bias = logit_bias.iter().peekable();
+    std::iter::from_fn(move || {
+        let ids = [history.peek().map(|counted| counted.id), logit_bias.peek().map(|(id, _)| *id)];
+        let id = ids.into_iter().flatten().min()?;
+        let count = history.next_if(|counted| counted.id == id).map_or(0, |counted| counted.count);
+        let bias = logit_bias.next_if(|biased| biased.0 == id).map_or(0.0, |biased| biased.1);
+        Some((id, count, bias))
+    })
+}
+
 /// A sample's settings as an `orcd_sample_params`, word by word.
-fn write_params(spec: &SampleSpec, words: &mut [u32]) {
+fn write_params(request: &SampleRequest<'_>, position: u64, list: ListAt, mask: u32, words: &mut [u32]) {
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
-    let [seed_low, seed_high] = halves(spec.seed);
-    let [position_low, position_high] = halves(spec.position);
-    let sampling = &spec.sampling;
+    let [seed_low, seed_high] = halves(request.seed);
+    let [position_low, position_high] = halves(position);
+    let sampling = request.sampling;
     let params: [u32; SAMPLE_WORDS] = [
         sampling.temperature.to_bits(),
         sampling.repetition_penalty.to_bits(),
         sampling.top_k,
         sampling.top_p.to_bits(),
         sampling.min_p.to_bits(),
-        spec.n_logprobs.map_or(sys::ORCD_SAMPLE_NO_LOGPROBS, |n| n as u32),
+        request.n_logprobs.map_or(sys::ORCD_SAMPLE_NO_LOGPROBS, |n| n as u32),
         seed_low,
         seed_high,
         position_low,
         position_high,
-        spec.history.start as u32,
-        spec.history.len() as u32,
+        list.ids.start as u32,
+        list.ids.len() as u32,
+        list.changes,
+        sampling.presence_penalty.to_bits(),
+        sampling.frequency_penalty.to_bits(),
+        mask,
     ];
-    words[..SAMPLE_WORDS].copy_from_slice(&params);
+    words.copy_from_slice(&params);
 }
 
 // The order above is that of the structure's fields.
@@ -232,8 +329,14 @@ const _: () = {
     assert!(offset_of!(sys::orcd_sample_params, n_logprobs) == 20);
     assert!(offset_of!(sys::orcd_sample_params, seed) == 24);
     assert!(offset_of!(sys::orcd_sample_params, position) == 32);
-    assert!(offset_of!(sys::orcd_sample_params, history_start) == 40);
-    assert!(offset_of!(sys::orcd_sample_params, history_len) == 44);
+    assert!(offset_of!(sys::orcd_sample_params, changed_start) == 40);
+    assert!(offset_of!(sys::orcd_sample_params, changed_len) == 44);
+    assert!(offset_of!(sys::orcd_sample_params, changes_start) == 48);
+    assert!(offset_of!(sys::orcd_sample_params, presence_penalty) == 52);
+    assert!(offset_of!(sys::orcd_sample_params, frequency_penalty) == 56);
+    assert!(offset_of!(sys::orcd_sample_params, mask) == 60);
+    assert!(offset_of!(sys::orcd_sample_change, count) == 0);
+    assert!(offset_of!(sys::orcd_sample_change, bias) == 4);
 };
 
 /// Cuts a segment's rows into tiles, the last rows first: they see the longest context, and a device is busy to the end when
@@ -251,7 +354,7 @@ fn tiles(rows: Range<usize>, rows_per_tile: usize, n_before: usize, numbers: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BlockId;
+    use crate::{BlockId, Sampling};
 
     #[test]
     fn roles_go_to_their_parts_and_samples_are_found_again() {
@@ -259,7 +362,7 @@ mod tests {
         batch.push(Role::Generated, &[7], 20, &[BlockId(3), BlockId(1)], true);
         batch.push(Role::Prompt, &[1, 2, 3, 4, 5], 16, &[BlockId(8), BlockId(9)], true);
         batch.push(Role::Generated, &[9], 0, &[BlockId(4)], true);
-        let layout = Layout::new(16, 4, 8, 32);
+        let layout = Layout::new(16, 4, 8, 32, 70);
         let mut numbers = vec![99; layout.len()];
         let mut step = Step::default();
         lay_out(&batch, &layout, |n| n.next_power_of_two().max(4), 2, &mut numbers, &mut step);
@@ -275,17 +378,80 @@ mod tests {
         assert_eq!(part(layout.prompt_tiles(), 7), [4, 1, 2, 2, 0, 2, 99]);
         assert_eq!(part(layout.prompt_samples(), 1), [4]);
         assert_eq!(part(layout.block_table(), 5), [3, 1, 8, 9, 4]);
-        assert_eq!(step.used, 0..layout.block_table().start + 5);
+        assert_eq!(step.used, layout.prompt_params().start..layout.block_table().start + 5);
     }
 
     #[test]
     fn a_step_without_prompts_copies_only_its_part() {
         let mut batch = Batch::default();
         batch.push(Role::Generated, &[7], 20, &[BlockId(3), BlockId(1)], false);
-        let layout = Layout::new(16, 4, 8, 32);
+        let layout = Layout::new(16, 4, 8, 32, 70);
         let (mut numbers, mut step) = (vec![0; layout.len()], Step::default());
         lay_out(&batch, &layout, |n| n, 2, &mut numbers, &mut step);
         assert!(step.samples.is_empty());
         assert_eq!(step.used, layout.params().start..layout.block_table().start + 2);
+    }
+
+    const GREEDY: Sampling = Sampling {
+        temperature: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+    };
+
+    /// `changed_start, changed_len, changes_start` and `mask`.
+    fn list_and_mask(params: &[u32]) -> ([u32; 3], u32) {
+        ([params[10], params[11], params[12]], params[15])
+    }
+
+    #[test]
+    fn masks_go_in_front_and_only_those_that_there_are() {
+        let masks = [[1, 2, 3], [4, 5, 6]];
+        let mut batch = Batch::default();
+        let mut push = |role, mask| {
+            batch.push(role, &[7], 20, &[BlockId(3), BlockId(1)], true);
+            batch.sample_with(&SampleRequest { mask, ..SampleRequest::new(&GREEDY, 5) });
+        };
+        push(Role::Generated, &masks[0][..]);
+        push(Role::Generated, &[]);
+        push(Role::Prompt, &masks[1]);
+        let layout = Layout::new(16, 4, 8, 32, 70);
+        assert_eq!(layout.masks(), 0..12);
+        let (mut numbers, mut step) = (vec![99; layout.len()], Step::default());
+        lay_out(&batch, &layout, |n| n, 2, &mut numbers, &mut step);
+        assert_eq!(numbers[..12], [99, 99, 99, 99, 99, 99, 4, 5, 6, 1, 2, 3]);
+        assert_eq!(step.used, 6..layout.block_table().start + 6);
+        let params = |of: Range<usize>, i| list_and_mask(&numbers[of][i * SAMPLE_WORDS..][..SAMPLE_WORDS]).1;
+        assert_eq!(params(layout.params(), 0), 3);
+        assert_eq!(params(layout.params(), 1), NO_MASK);
+        assert_eq!(params(layout.prompt_params(), 0), 2);
+    }
+
+    #[test]
+    fn lists_hold_what_changes_and_why() {
+        let history: Vec<_> = [(3, 2), (8, 1), (9, 7)].map(|(id, count)| TokenCount { id, count }).into();
+        let repetition = Sampling { repetition_penalty: 1.5, ..GREEDY };
+        let frequency = Sampling { frequency_penalty: 0.5, ..GREEDY };
+        let bias = [(1, -4.0), (8, 2.0)];
+        let mut lists = Vec::new();
+        let mut write = |sampling, logit_bias| {
+            let request = SampleRequest { history: &history, logit_bias, ..SampleRequest::new(sampling, 5) };
+            let at = write_list(&request, &mut lists);
+            (at.ids, at.changes)
+        };
+        assert_eq!(write(&GREEDY, &[]), (0..0, NO_CHANGES), "nothing reads a history");
+        assert_eq!(write(&repetition, &[]), (0..3, NO_CHANGES));
+        assert_eq!(write(&frequency, &[]), (3..6, 3));
+        assert_eq!(write(&GREEDY, &bias), (12..14, 7));
+        assert_eq!(write(&repetition, &bias), (18..22, 11));
+        let [minus_4, two] = [-4.0f32, 2.0].map(f32::to_bits);
+        assert_eq!(lists[..6], [3, 8, 9, 3, 8, 9]);
+        assert_eq!(lists[6..12], [2, 0, 1, 0, 7, 0]);
+        assert_eq!(lists[12..18], [1, 8, 0, minus_4, 0, two]);
+        assert_eq!(lists[18..], [1, 3, 8, 9, 0, minus_4, 2, 0, 1, two, 7, 0]);
+        assert!(lists.len() <= max_list_words(5, 5 * history.len()));
     }
 }

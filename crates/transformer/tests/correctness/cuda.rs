@@ -4,7 +4,10 @@
 //! skipped, and fail when `WORKER_REQUIRE_GPU=1`.
 
 use transformer::cuda::{CudaExecutor, CudaOptions};
-use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ModelSpec, Role, Sampling, StepOutput};
+use transformer::{
+    BLOCK_TOKENS, Batch, BlockId, Executor, ModelSpec, Role, SampleRequest, Sampling, StepOutput, TokenCount, TokenId,
+    mask_words,
+};
 use weight_loader::ModelFile;
 
 use crate::case::Case;
@@ -123,18 +126,20 @@ fn greedy_choices_and_log_probabilities_are_those_of_the_logits() {
         let tokens = &case.runs[0].tokens;
         let mut batch = Batch::default();
         // A prompt and three generated rows, of which one is penalized for its best token.
-        let push = |batch: &mut Batch, chooses: bool, history: &[u32]| {
+        let push = |batch: &mut Batch, chooses: bool, history: &[TokenCount]| {
             batch.clear();
             batch.push(Role::Prompt, &tokens[..17], 0, &[BlockId(0), BlockId(1)], true);
             if chooses {
-                batch.sample_with(&greedy, 1, &[], Some(20));
+                batch.sample_with(&SampleRequest { n_logprobs: Some(20), ..SampleRequest::new(&greedy, 1) });
             }
             for i in 2..5 {
                 batch.push(Role::Generated, &tokens[i..=i], 0, &[BlockId(i as u32)], true);
                 if chooses {
                     let penalty = Sampling { repetition_penalty: 2.0, ..greedy.clone() };
                     let sampling = if i == 3 { &penalty } else { &greedy };
-                    batch.sample_with(sampling, 1, if i == 3 { history } else { &[] }, (i == 4).then_some(3));
+                    let history = if i == 3 { history } else { &[] };
+                    let n_logprobs = (i == 4).then_some(3);
+                    batch.sample_with(&SampleRequest { history, n_logprobs, ..SampleRequest::new(sampling, 1) });
                 }
             }
         };
@@ -142,7 +147,7 @@ fn greedy_choices_and_log_probabilities_are_those_of_the_logits() {
         let logits = executor.forward(&batch).unwrap().into_logits().to_vec();
         let rows: Vec<&[f32]> = logits.chunks_exact(n_vocab).collect();
         let best = |row: &[f32]| (0..n_vocab).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
-        push(&mut batch, true, &[best(rows[2])]);
+        push(&mut batch, true, &[TokenCount { id: best(rows[2]), count: 1 }]);
         let StepOutput::Chosen(choices) = executor.forward(&batch).unwrap() else { panic!("logits") };
         let mut penalized = rows[2].to_vec();
         let logit = &mut penalized[best(rows[2]) as usize];
@@ -160,6 +165,113 @@ fn greedy_choices_and_log_probabilities_are_those_of_the_logits() {
             for top in &logprobs.top {
                 let want = f64::from(row[top.id as usize]) - log_sum;
                 assert!((f64::from(top.logprob) - want).abs() < 1e-5, "{} row {i}: {top:?}, {want}", case.name);
+            }
+        }
+    }
+}
+
+/// How the rows of the next test are to be chosen: by everything that changes logits.
+struct Changes {
+    sampling: Sampling,
+    history: Vec<TokenCount>,
+    logit_bias: Vec<(TokenId, f32)>,
+    mask: Vec<u32>,
+}
+
+impl Changes {
+    /// The `i`-th kind; each setting is there alone, and all are together.
+    fn new(i: usize, n_vocab: usize) -> Self {
+        let has = |kind: usize| i == kind || i == 4;
+        let ids = |step: usize| (i..n_vocab).step_by(step).map(|id| id as TokenId);
+        let history = ids(5).map(|id| TokenCount { id, count: id % 7 + 1 });
+        let logit_bias = ids(11).map(|id| (id, (id % 9) as f32 - 4.0)).take(200);
+        let mut mask = vec![0; mask_words(n_vocab)];
+        ids(3).for_each(|id| mask[id as usize / 32] |= 1 << (id % 32));
+        Self {
+            sampling: Sampling {
+                temperature: 0.0,
+                repetition_penalty: if has(1) { 1.5 } else { 1.0 },
+                presence_penalty: if has(2) { 0.75 } else { 0.0 },
+                frequency_penalty: if has(2) { 0.25 } else { 0.0 },
+                ..Sampling::default()
+            },
+            history: if has(1) || has(2) { history.collect() } else { Vec::new() },
+            logit_bias: if has(3) { logit_bias.collect() } else { Vec::new() },
+            mask: if has(0) { mask } else { Vec::new() },
+        }
+    }
+
+    fn request(&self) -> SampleRequest<'_> {
+        let Self { sampling, history, logit_bias, mask } = self;
+        SampleRequest { history, logit_bias, mask, n_logprobs: Some(2), ..SampleRequest::new(sampling, 1) }
+    }
+
+    /// The most likely token by the definition in `engine::sampler`.
+    fn best(&self, row: &[f32]) -> TokenId {
+        let mut row = row.to_vec();
+        for &(id, bias) in &self.logit_bias {
+            row[id as usize] += bias;
+        }
+        for (id, logit) in row.iter_mut().enumerate().filter(|_| !self.mask.is_empty()) {
+            if self.mask[id / 32] >> (id % 32) & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        for counted in &self.history {
+            let (logit, penalty) = (&mut row[counted.id as usize], self.sampling.repetition_penalty);
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            *logit -= self.sampling.presence_penalty + self.sampling.frequency_penalty * counted.count as f32;
+        }
+        (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as TokenId
+    }
+}
+
+#[test]
+fn biases_masks_and_penalties_choose_as_defined_with_and_without_graphs() {
+    if skipped("biases_masks_and_penalties_choose_as_defined_with_and_without_graphs") {
+        return;
+    }
+    for case in Case::all() {
+        let file = file(&case);
+        let tokens = &case.runs[0].tokens;
+        for graphs in [true, false] {
+            let mut executor = executor(&file, CudaOptions { graphs, ..options() });
+            let n_vocab = executor.info().n_vocab;
+            // Rows that are chosen for plainly stand between the others; the order turns from step to step, so that a recorded
+            // graph meets every kind of row in every place.
+            let kinds: Vec<Option<Changes>> = (0..8).map(|i| (i < 5).then(|| Changes::new(i, n_vocab))).collect();
+            let plain = Sampling { temperature: 0.0, ..Sampling::default() };
+            for turn in 0..kinds.len() {
+                let kind = |row: usize| &kinds[(row + 3 * turn) % kinds.len()];
+                let push = |batch: &mut Batch, chooses: bool| {
+                    batch.clear();
+                    for row in 0..kinds.len() {
+                        let role = if row % 4 == 1 { Role::Prompt } else { Role::Generated };
+                        batch.push(role, &tokens[row..=row], 0, &[BlockId(row as u32)], true);
+                        if chooses {
+                            batch.sample_with(
+                                &kind(row).as_ref().map_or(SampleRequest::new(&plain, 1), Changes::request),
+                            );
+                        }
+                    }
+                };
+                let mut batch = Batch::default();
+                push(&mut batch, false);
+                let logits = executor.forward(&batch).unwrap().into_logits().to_vec();
+                push(&mut batch, true);
+                let StepOutput::Chosen(choices) = executor.forward(&batch).unwrap() else { panic!("logits") };
+                for (row, (logits, choice)) in logits.chunks_exact(n_vocab).zip(choices).enumerate() {
+                    let plainly =
+                        || Changes { sampling: plain.clone(), history: vec![], logit_bias: vec![], mask: vec![] };
+                    let want =
+                        kind(row).as_ref().map_or_else(|| plainly().best(logits), |changes| changes.best(logits));
+                    assert_eq!(choice.id, Ok(want), "{}, graphs {graphs}, turn {turn}, row {row}", case.name);
+                    let Some(logprobs) = &choice.logprobs else { continue };
+                    // Of the model's own softmax, whatever was changed.
+                    let log_sum = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+                    let expected = f64::from(logits[want as usize]) - log_sum;
+                    assert!((f64::from(logprobs.logprob) - expected).abs() < 1e-5 * expected.abs().max(1.0));
+                }
             }
         }
     }

@@ -2,12 +2,15 @@
 //!
 //! On the GPU, with `WORKER_TEST_MODEL` naming a file, of that model; otherwise of the haiku model, in shorter contexts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 #[cfg(feature = "cuda")]
 use std::path::Path;
 use std::time::Instant;
 
-use transformer::{BLOCK_TOKENS, Batch, BlockId, Choice, Executor, ModelSpec, Role, Sampling, StepOutput};
+use transformer::{
+    BLOCK_TOKENS, Batch, BlockId, Choice, Executor, ModelSpec, Role, SampleRequest, Sampling, StepOutput, TokenCount,
+    mask_words,
+};
 use weight_loader::ModelFile;
 
 use crate::case::Case;
@@ -76,18 +79,31 @@ impl Request {
     }
 
     /// Asks for what follows the tokens before `end`, the batch's last.
-    fn ask(&self, batch: &mut Batch, end: usize) {
-        let given: BTreeSet<u32> = self.tokens[self.n_prompt..end].iter().copied().collect();
-        let history: Vec<u32> = given.into_iter().collect();
-        let (sampling, history) = match self.seed % 3 {
-            0 => (Sampling { temperature: 0.0, ..Sampling::default() }, &[][..]),
-            1 => (
-                Sampling { temperature: 0.8, top_p: 0.95, repetition_penalty: 1.1, ..Sampling::default() },
-                &history[..],
-            ),
-            _ => (Sampling { top_k: 40, min_p: 0.01, ..Sampling::default() }, &[][..]),
+    fn ask(&self, batch: &mut Batch, end: usize, n_vocab: usize) {
+        let mut given = BTreeMap::new();
+        self.tokens[self.n_prompt..end].iter().for_each(|&id| *given.entry(id).or_insert(0) += 1);
+        let history: Vec<_> = given.into_iter().map(|(id, count)| TokenCount { id, count }).collect();
+        let plain = Sampling::default();
+        let sampling = match self.seed % 4 {
+            0 => Sampling { temperature: 0.0, ..plain },
+            1 => Sampling { temperature: 0.8, top_p: 0.95, repetition_penalty: 1.1, ..plain },
+            2 => Sampling { top_k: 40, min_p: 0.01, ..plain },
+            _ => Sampling { top_k: 200, presence_penalty: 0.5, frequency_penalty: 0.25, ..plain },
         };
-        batch.sample_with(&sampling, self.seed, history, Some(20));
+        let (mut logit_bias, mut mask) = (Vec::new(), Vec::new());
+        if self.seed % 4 == 3 {
+            logit_bias.extend((0..100).map(|i| (7 * i, 0.5 - (i % 3) as f32)));
+            // Another one in every step.
+            mask.extend((0..mask_words(n_vocab)).map(|word| (word + end) as u32 | 0x5555_5555));
+        }
+        let history = if sampling.penalizes() { &history[..] } else { &[] };
+        batch.sample_with(&SampleRequest {
+            history,
+            logit_bias: &logit_bias,
+            mask: &mask,
+            n_logprobs: Some(20),
+            ..SampleRequest::new(&sampling, self.seed)
+        });
     }
 }
 
@@ -157,7 +173,7 @@ fn drive(executor: &mut dyn Executor, requests: &[Request], ask: Ask) -> Vec<Vec
             if asks {
                 asked.push(i);
                 if ask == Ask::Choices {
-                    request.ask(&mut batch, end);
+                    request.ask(&mut batch, end, info.n_vocab);
                 }
             }
             positions[i] = end;

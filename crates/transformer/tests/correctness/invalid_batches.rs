@@ -2,7 +2,9 @@
 
 use gguf_parser::{Gguf, TensorType};
 use quant::Isa;
-use transformer::{Batch, BlockId, Executor, ExecutorError, KvType, Role, Sampling, StepOutput};
+use transformer::{
+    Batch, BlockId, Executor, ExecutorError, KvType, Role, SampleRequest, Sampling, StepOutput, TokenCount,
+};
 
 use crate::case::Case;
 use crate::sequence::{executor, options, run};
@@ -17,8 +19,18 @@ fn sound() -> Batch {
 
 /// Both rows chosen for with the same history.
 fn sample_both(batch: &mut Batch, history: &[u32], n_logprobs: Option<usize>) {
+    let sampling = Sampling::default();
+    let history: Vec<_> = history.iter().map(|&id| TokenCount { id, count: 1 }).collect();
     for _ in 0..2 {
-        batch.sample_with(&Sampling::default(), 1, history, n_logprobs);
+        batch.sample_with(&SampleRequest { history: &history, n_logprobs, ..SampleRequest::new(&sampling, 1) });
+    }
+}
+
+/// Both rows chosen for with the same biases and mask. The vocabulary has 97 tokens.
+fn bias_both(batch: &mut Batch, logit_bias: &[(u32, f32)], mask: &[u32]) {
+    let sampling = Sampling::default();
+    for _ in 0..2 {
+        batch.sample_with(&SampleRequest { logit_bias, mask, ..SampleRequest::new(&sampling, 1) });
     }
 }
 
@@ -28,7 +40,7 @@ fn each_broken_rule_is_named() {
     let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
     let before = executor.forward(&sound()).unwrap().into_logits().to_vec();
     let mut texts = Vec::new();
-    let breaks: [fn(&mut Batch); 24] = [
+    let breaks: [fn(&mut Batch); 33] = [
         |b| b.tokens[1] = 97,
         |b| b.tokens[0] = u32::MAX,
         |b| b.positions[1] = 7,
@@ -54,7 +66,7 @@ fn each_broken_rule_is_named() {
             b.clear();
             (0..129).for_each(|i| b.push(Role::Prompt, &[], 0, &[BlockId(i)], true));
         },
-        |b| b.sample_with(&Sampling::default(), 1, &[], None),
+        |b| b.sample_with(&SampleRequest::new(&Sampling::default(), 1)),
         |b| sample_both(b, &[97], None),
         |b| sample_both(b, &[4], Some(21)),
         |b| {
@@ -64,6 +76,24 @@ fn each_broken_rule_is_named() {
         |b| {
             sample_both(b, &[4], None);
             b.samples[0].history = std::ops::Range { start: 1, end: 0 };
+        },
+        |b| sample_both(b, &[4, 4], None),
+        |b| bias_both(b, &[(97, 1.0)], &[]),
+        |b| bias_both(b, &[(5, 1.0), (4, 1.0)], &[]),
+        |b| bias_both(b, &[(1, 0.0); 1025], &[]),
+        |b| {
+            bias_both(b, &[(4, 1.0)], &[]);
+            b.samples[1].logit_bias = 1..3;
+        },
+        |b| bias_both(b, &[], &[0; 3]),
+        |b| bias_both(b, &[], &[0; 5]),
+        |b| {
+            bias_both(b, &[], &[0; 4]);
+            b.samples[1].mask = 5..9;
+        },
+        |b| {
+            bias_both(b, &[], &[0; 4]);
+            b.samples[0].mask = std::ops::Range { start: 1, end: 0 };
         },
     ];
     for break_it in breaks {

@@ -66,6 +66,7 @@ fn parse(body: &str) -> Result<JobRequest, ApiError> {
         repetition_penalty: fields
             .number("repetition_penalty", &NumberRule { min: 0.0, above_min: true, max: 2.0 })
             .unwrap_or(default.repetition_penalty),
+        ..default
     };
     let stop = fields.texts("stop", MAX_STOPS, &STOP).unwrap_or_default();
     let seed = fields.integer("seed", 0..=u64::MAX);
@@ -146,7 +147,15 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_contract() {
         let request = parse(r#"{"job_id": "a", "prompt": "b"}"#).unwrap();
-        let sampling = Sampling { temperature: 1.0, repetition_penalty: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+        let sampling = Sampling {
+            temperature: 1.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+        };
         let expected = JobRequest {
             job_id: "a".into(),
             prompt: "b".into(),

@@ -89,6 +89,7 @@ impl From<&SamplingArgs> for Sampling {
             top_k: args.top_k,
             top_p: args.top_p,
             min_p: args.min_p,
+            ..Self::default()
         }
     }
 }
@@ -129,6 +130,8 @@ async fn stream(
         max_tokens: args.sampling.max_tokens as usize,
         end_tokens: tokenizer.end_tokens().into(),
         sampling: Sampling::from(&args.sampling),
+        logit_bias: Vec::new(),
+        constraint: None,
         seed,
         n_logprobs: None,
     };

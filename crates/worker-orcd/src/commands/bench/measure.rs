@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, Role, Sampling, TokenId};
+use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, Role, SampleRequest, Sampling, TokenId};
 
 use crate::cli::BenchArgs;
 
@@ -137,7 +137,15 @@ pub(crate) fn measure(executor: &mut dyn Executor, case: &Case, plan: &Plan) -> 
 }
 
 /// The likeliest token.
-const GREEDY: Sampling = Sampling { temperature: 0.0, repetition_penalty: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+const GREEDY: Sampling = Sampling {
+    temperature: 0.0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+};
 
 /// Sequences of random tokens, each with blocks of its own.
 struct Bench<'e> {
@@ -208,7 +216,7 @@ impl<'e> Bench<'e> {
         let n_blocks = (start + tokens.len()).div_ceil(self.block_tokens);
         self.batch.push(role, tokens, start as u32, &self.blocks[seq][..n_blocks], sample);
         if sample && self.samples {
-            self.batch.sample_with(&GREEDY, 0, &[], None);
+            self.batch.sample_with(&SampleRequest::new(&GREEDY, 0));
         }
     }
 
