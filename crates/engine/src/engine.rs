@@ -205,25 +205,43 @@ impl EngineHandle {
     /// for which the queue has no place. The queue is full when `max_seqs + queue_limit` requests are live. Up to `max_seqs`
     /// whose jobs were dropped no longer count, although the engine ends them only after the step that it is in.
     pub fn submit(&self, request: Request) -> Result<Job, SubmitError> {
+        let mut jobs = self.submit_all(vec![request])?;
+        Ok(jobs.pop().expect("as many jobs as requests"))
+    }
+
+    /// Puts several requests in the queue, one behind the other with nobody's in between: all of them or, if one is
+    /// refused, none.
+    ///
+    /// # Errors
+    /// As for [`EngineHandle::submit`], and [`SubmitError::TooMany`].
+    pub fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<Job>, SubmitError> {
         let shared = &self.owner.shared;
-        shared.limits.check(&request)?;
-        let (events, receiver) = unbounded_channel();
+        let limits = &shared.limits;
+        requests.iter().try_for_each(|request| limits.check(request))?;
+        let most = limits.max_seqs + limits.queue_limit;
+        if requests.len() > most {
+            return Err(SubmitError::TooMany { n_requests: requests.len(), limit: most });
+        }
         let submitted = (shared.clock)();
         let mut inner = shared.lock();
         if inner.snapshot.state != EngineState::Ready {
             return Err(SubmitError::NotAccepting(inner.snapshot.state.name()));
         }
-        let n_live = inner.n_live.saturating_sub(inner.n_leaving.min(shared.limits.max_seqs));
-        let waiting = n_live.saturating_sub(shared.limits.max_seqs);
-        if n_live >= shared.limits.max_seqs + shared.limits.queue_limit {
-            return Err(SubmitError::QueueFull { waiting, limit: shared.limits.queue_limit });
+        let n_live = inner.n_live.saturating_sub(inner.n_leaving.min(limits.max_seqs));
+        if n_live + requests.len() > most {
+            let waiting = n_live.saturating_sub(limits.max_seqs);
+            return Err(SubmitError::QueueFull { waiting, limit: limits.queue_limit });
         }
-        let id = JobId(shared.last_id.fetch_add(1, Ordering::Relaxed) + 1);
-        inner.n_live += 1;
-        inner.commands.push(Command::Submit { id, request, submitted, events });
+        inner.n_live += requests.len();
+        let jobs = requests.into_iter().map(|request| {
+            let id = JobId(shared.last_id.fetch_add(1, Ordering::Relaxed) + 1);
+            let (events, receiver) = unbounded_channel();
+            inner.commands.push(Command::Submit { id, request, submitted, events });
+            Job { id, events: receiver, shared: Arc::clone(shared), has_ended: false }
+        });
+        let jobs = jobs.collect();
         shared.to_engine.notify_one();
-        drop(inner);
-        Ok(Job { id, events: receiver, shared: Arc::clone(shared), has_ended: false })
+        Ok(jobs)
     }
 
     /// Ends a request before the engine's next step, with [`crate::FailureKind::Cancelled`]. Any number of times; ids of

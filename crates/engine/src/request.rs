@@ -136,6 +136,14 @@ pub enum SubmitError {
         /// The limit.
         limit: usize,
     },
+    /// Even an otherwise idle worker could not take so many at once.
+    #[error("{n_requests} requests at once; the worker holds at most {limit}, the waiting ones included")]
+    TooMany {
+        /// Requests submitted together.
+        n_requests: usize,
+        /// The most that may be live.
+        limit: usize,
+    },
     /// The prompt leaves no room for one token.
     #[error("prompt has {n_prompt} tokens; the context of {n_ctx} leaves no room for an answer")]
     ContextLengthExceeded {

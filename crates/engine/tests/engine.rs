@@ -120,6 +120,25 @@ fn a_dropped_job_makes_room_before_the_step_it_is_in_is_over() {
 }
 
 #[test]
+fn requests_submitted_together_are_taken_together_or_not_at_all() {
+    let (engine, control) =
+        start(FakeConfig::default(), EngineConfig { max_seqs: 2, queue_limit: 1, ..Default::default() });
+    control.hold_after(0);
+    let held = engine.submit(greedy(&[1], 1)).unwrap();
+    let several = |n| (0..n).map(|i| greedy(&[i], 1)).collect::<Vec<_>>();
+    assert_eq!(engine.submit_all(several(3)).unwrap_err(), SubmitError::QueueFull { waiting: 0, limit: 1 });
+    assert_eq!(engine.submit_all(several(4)).unwrap_err(), SubmitError::TooMany { n_requests: 4, limit: 3 });
+    let with_a_bad_one = vec![greedy(&[1], 1), greedy(&[1], 0)];
+    assert!(matches!(engine.submit_all(with_a_bad_one).unwrap_err(), SubmitError::Invalid(_)));
+    assert_eq!(engine.snapshot().waiting + engine.snapshot().running, 1, "nothing is left of what was refused");
+    let jobs = engine.submit_all(several(2)).unwrap();
+    control.release();
+    for job in jobs.into_iter().chain([held]) {
+        assert_eq!(tokens(&all_events(job)).len(), 1);
+    }
+}
+
+#[test]
 fn a_step_out_of_memory_fails_its_requests_and_no_others() {
     let (engine, control) = start_default();
     control.fail_after(1, ExecutorError::OutOfMemory("no room".into()));

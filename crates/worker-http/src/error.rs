@@ -184,6 +184,9 @@ impl From<SubmitError> for ApiError {
                 let message = format!("max_tokens: the prompt and its answer can never be held: {message}");
                 return Self::field("max_tokens", "capacity", message);
             }
+            SubmitError::TooMany { .. } => {
+                return Self::field("n", "capacity", format!("n: all answers can never be held: {message}"));
+            }
             // All that is checked here before leaves only a prompt without tokens.
             SubmitError::Invalid(_) => return Self::field("prompt", "length", message),
         };
