@@ -4,6 +4,8 @@
 //! table of codes and no more. Codes name the class of a failure, not the device: [`ErrorCode::VramOom`] is "the device's
 //! memory ran out" on a CPU worker too.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -108,8 +110,9 @@ impl Serialize for ErrorCode {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FieldError {
     /// The field's name; `body` when the fault is of the body as a whole.
-    pub field: &'static str,
-    /// The kind of rule it breaks: `required`, `type`, `range`, `length`, `count`, `text`, `json`, `time` or `capacity`.
+    pub field: Cow<'static, str>,
+    /// The kind of rule it breaks: `required`, `type`, `value`, `range`, `length`, `count`, `text`, `json`, `time`,
+    /// `capacity`, `template` or `unsupported`.
     pub constraint: &'static str,
     /// Subject, expected, got.
     pub message: String,
@@ -145,8 +148,8 @@ impl ApiError {
     }
 
     /// [`ErrorCode::InvalidRequest`] with one fault.
-    pub fn field(field: &'static str, constraint: &'static str, message: impl Into<String>) -> Self {
-        Self::fields(vec![FieldError { field, constraint, message: message.into(), value: None }])
+    pub fn field(field: impl Into<Cow<'static, str>>, constraint: &'static str, message: impl Into<String>) -> Self {
+        Self::fields(vec![FieldError { field: field.into(), constraint, message: message.into(), value: None }])
     }
 }
 
@@ -164,9 +167,11 @@ impl IntoResponse for ApiError {
         let body =
             Body { code: self.code, message: &self.message, retriable: self.code.retriable(), errors: &self.errors };
         let mut response = (self.code.status(), Json(body)).into_response();
-        // For the log line of the request.
-        response.extensions_mut().insert(self.code);
-        if matches!(self.code, ErrorCode::QueueFull | ErrorCode::NotReady) {
+        let code = self.code;
+        // For the log line of the request, and for routes whose errors have another form.
+        response.extensions_mut().insert(code);
+        response.extensions_mut().insert(self);
+        if matches!(code, ErrorCode::QueueFull | ErrorCode::NotReady) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS));
         }
         response

@@ -1,4 +1,4 @@
-//! The events of an answer, and their form on the wire: server-sent events.
+//! The events of an answer, and their form on the wire of `POST /execute`: server-sent events.
 //!
 //! A frame names its event twice, as `event:` for readers of server-sent events and as `"type"` inside the JSON for those
 //! who only look at `data:`.
@@ -7,10 +7,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 
 use crate::error::{ApiError, ErrorCode};
-
-/// Sent while nothing else is, so that neither end nor a proxy between them takes the connection for dead. A comment:
-/// clients ignore it.
-pub(crate) const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
 /// What a job's client is told, in order: one `Started`, any number of `Token`s with a `Metrics` here and there, then
 /// exactly one `End` or `Error`.
@@ -82,6 +78,10 @@ pub(crate) struct End {
     pub(crate) stop_reason: StopReason,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stop_sequence_matched: Option<String>,
+    /// Prompt tokens found in the cache, for routes that report it. Where a stop string ended the answer: when the answer
+    /// was begun.
+    #[serde(skip)]
+    pub(crate) n_cached: usize,
 }
 
 /// Why an answer is complete.
@@ -174,6 +174,7 @@ mod tests {
                 decode_time_ms: 17,
                 stop_reason: StopReason::StopSequence,
                 stop_sequence_matched: Some("\n\n".into()),
+                n_cached: 1,
             }),
             Event::Error(ApiError::new(ErrorCode::VramOom, "out of device memory").into()),
         ];

@@ -9,7 +9,7 @@
 //! - [`serve`] runs it on a listener, within [`ServerLimits`].
 //! - An error is an [`ApiError`] with an [`ErrorCode`], as a response and as the last event of a stream alike.
 //!
-//! A job is followed by a task of its own (`job.rs`), between the engine, which never waits for a reader, and the
+//! An answer is followed by a task of its own (`job/follower.rs`), between the engine, which never waits for a reader, and the
 //! connection, which may read as slowly as it likes. The task ends where either of them does.
 //!
 //! # Example
@@ -44,6 +44,7 @@ mod metrics;
 mod origin;
 mod routes;
 mod server;
+mod sse;
 mod state;
 mod stop;
 
@@ -69,6 +70,7 @@ pub fn app(state: AppState) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(origin::same_origin))
+        .layer(middleware::from_fn(routes::in_openai_form))
         .layer(middleware::from_fn(correlation::correlate))
         .with_state(state)
 }

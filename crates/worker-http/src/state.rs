@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use engine::{EngineHandle, Snapshot};
-use tokenizer::Tokenizer;
+use tokenizer::{ChatTemplate, Tokenizer};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +53,8 @@ pub struct Served {
     pub engine: EngineHandle,
     /// Text to ids and back.
     pub tokenizer: Arc<Tokenizer>,
+    /// How the model wants a conversation written; where there is none, why.
+    pub chat_template: Result<Arc<ChatTemplate>, String>,
     /// For `/health`.
     pub facts: ModelFacts,
 }

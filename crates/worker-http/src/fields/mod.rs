@@ -4,12 +4,16 @@
 //! raw text of the fields an endpoint knows (anything else is skipped without being stored, however deep or long), and
 //! each is then read against its rule. A field that is absent or `null` takes its default, as in vLLM and llama-server.
 
-use std::fmt;
+mod json;
+
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::DeserializeSeed;
 use serde_json::Value;
 use serde_json::value::RawValue;
+
+use json::{KnownFields, List, Members, echo, is_number, kind};
 
 use crate::error::{ApiError, FieldError};
 
@@ -89,8 +93,7 @@ impl<'a> Fields<'a> {
     /// At most `max` strings.
     pub(crate) fn texts(&mut self, field: &'static str, max: usize, rule: &TextRule) -> Option<Vec<String>> {
         let raw = self.raw(field)?;
-        // One more than allowed is enough to know that there are too many; the rest is counted, not kept.
-        let Ok(list) = serde_json::from_str::<List<'_>>(raw.get()) else {
+        let Some(list) = List::read(raw, max) else {
             self.fault(field, "type", &format!("expected a list of strings, got {}", kind(raw)), Some(raw));
             return None;
         };
@@ -104,23 +107,141 @@ impl<'a> Fields<'a> {
         texts.into_iter().collect()
     }
 
+    /// [`texts`](Self::texts), or one string that stands for a list of it.
+    pub(crate) fn text_or_texts(&mut self, field: &'static str, max: usize, rule: &TextRule) -> Option<Vec<String>> {
+        let raw = self.raw(field)?;
+        match raw.get().as_bytes().first() {
+            Some(b'"') => self.text(field, raw, rule, field).map(|text| vec![text]),
+            Some(b'[') => self.texts(field, max, rule),
+            _ => {
+                let message = format!("expected a string or a list of strings, got {}", kind(raw));
+                self.fault(field, "type", &message, None);
+                None
+            }
+        }
+    }
+
+    /// A string that may be there.
+    pub(crate) fn optional_text(&mut self, field: &'static str, rule: &TextRule) -> Option<String> {
+        let raw = self.raw(field)?;
+        self.text(field, raw, rule, field)
+    }
+
+    /// One of these strings.
+    pub(crate) fn one_of(&mut self, field: &'static str, names: &[&'static str]) -> Option<&'static str> {
+        let raw = self.raw(field)?;
+        let given = serde_json::from_str::<String>(raw.get()).ok();
+        let found = names.iter().find(|name| given.as_deref() == Some(**name)).copied();
+        if found.is_none() {
+            self.fault(field, "value", &format!("expected one of {}", names.join(", ")), Some(raw));
+        }
+        found
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn boolean(&mut self, field: &'static str) -> Option<bool> {
+        let raw = self.raw(field)?;
+        let value = serde_json::from_str(raw.get()).ok();
+        if value.is_none() {
+            self.fault(field, "type", &format!("expected a boolean, got {}", kind(raw)), Some(raw));
+        }
+        value
+    }
+
+    /// A list of objects, as many as `n` allows, each read by `read` as fields of its own. `None` if the list or any of them
+    /// has a fault.
+    pub(crate) fn objects<T>(
+        &mut self,
+        field: &'static str,
+        n: RangeInclusive<usize>,
+        known: &'static [&'static str],
+        mut read: impl FnMut(&mut Fields<'a>) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let raw = self.raw(field)?;
+        let Some(list) = List::read(raw, *n.end()) else {
+            self.fault(field, "type", &format!("expected a list of objects, got {}", kind(raw)), None);
+            return None;
+        };
+        if !n.contains(&list.len) {
+            let (min, max) = (n.start(), n.end());
+            self.fault(field, "count", &format!("expected {min} to {max} objects, got {}", list.len), None);
+            return None;
+        }
+        let objects = list.first.iter().enumerate();
+        let objects: Vec<_> =
+            objects.map(|(i, raw)| self.fields_of(format!("{field}[{i}]"), raw, known, &mut read)).collect();
+        objects.into_iter().collect()
+    }
+
+    /// An object, read by `read` as fields of its own. `None` if it has a fault.
+    pub(crate) fn object<T>(
+        &mut self,
+        field: &'static str,
+        known: &'static [&'static str],
+        read: impl FnOnce(&mut Fields<'a>) -> Option<T>,
+    ) -> Option<T> {
+        let raw = self.raw(field)?;
+        self.fields_of(field.to_owned(), raw, known, read)
+    }
+
+    fn fields_of<T>(
+        &mut self,
+        path: String,
+        raw: &'a RawValue,
+        known: &'static [&'static str],
+        read: impl FnOnce(&mut Fields<'a>) -> Option<T>,
+    ) -> Option<T> {
+        let Ok(mut fields) = Fields::parse(raw.get(), known) else {
+            let message = format!("{path}: expected an object, got {}", kind(raw));
+            self.push(path, "type", message, None);
+            return None;
+        };
+        let value = read(&mut fields);
+        let is_sound = fields.errors.is_empty();
+        self.errors.extend(fields.errors.into_iter().map(|error| FieldError {
+            field: format!("{path}.{}", error.field).into(),
+            message: format!("{path}.{}", error.message),
+            ..error
+        }));
+        value.filter(|_| is_sound)
+    }
+
+    /// An object's members, at most `max`, whatever their names.
+    pub(crate) fn members(&mut self, field: &'static str, max: usize) -> Option<Vec<(String, &'a RawValue)>> {
+        let raw = self.raw(field)?;
+        let Some(members) = Members::read(raw, max) else {
+            self.fault(field, "type", &format!("expected an object, got {}", kind(raw)), Some(raw));
+            return None;
+        };
+        if members.len > max {
+            self.fault(field, "count", &format!("expected at most {max} members, got {}", members.len), None);
+            return None;
+        }
+        Some(members.first)
+    }
+
     /// An integer in `range`. `4.0` is one, as in JSON Schema; `4.5` is not.
     pub(crate) fn integer(&mut self, field: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
+        let range = i128::from(*range.start())..=i128::from(*range.end());
+        self.signed(field, range).map(|integer| integer as u64)
+    }
+
+    /// [`integer`](Self::integer), which may be negative.
+    pub(crate) fn signed(&mut self, field: &'static str, range: RangeInclusive<i128>) -> Option<i128> {
         let raw = self.raw(field)?;
         let text = raw.get();
-        let expected = if *range.end() == u64::MAX {
-            format!("expected an integer from {} to 2^64 - 1", range.start())
-        } else {
-            format!("expected an integer from {} to {}", range.start(), range.end())
+        let expected = match *range.end() {
+            end if end == i128::from(u64::MAX) => format!("expected an integer from {} to 2^64 - 1", range.start()),
+            end => format!("expected an integer from {} to {end}", range.start()),
         };
         if !is_number(raw) {
             self.fault(field, "type", &format!("{expected}, got {}", kind(raw)), Some(raw));
             return None;
         }
         let number = text.parse::<f64>().unwrap_or(f64::NAN);
-        let integer = match text.parse::<u64>() {
+        let integer = match text.parse::<i128>() {
             Ok(integer) => Some(integer),
-            Err(_) if number.fract() == 0.0 && (0.0..=MAX_EXACT_F64).contains(&number) => Some(number as u64),
+            Err(_) if number.fract() == 0.0 && number.abs() <= MAX_EXACT_F64 => Some(number as i128),
             Err(_) => None,
         };
         match integer {
@@ -184,106 +305,31 @@ impl<'a> Fields<'a> {
     }
 
     /// The field's JSON, unless it is absent or `null`.
-    fn raw(&self, field: &str) -> Option<&'a RawValue> {
+    pub(crate) fn raw(&self, field: &str) -> Option<&'a RawValue> {
         self.values.iter().find(|(name, _)| *name == field).map(|(_, raw)| *raw).filter(|raw| raw.get() != "null")
     }
 
-    fn fault(&mut self, field: &'static str, constraint: &'static str, message: &str, value: Option<&RawValue>) {
+    /// Holds something against a field, `message` without its name. The value is repeated only where it is short.
+    pub(crate) fn fault(
+        &mut self,
+        field: &'static str,
+        constraint: &'static str,
+        message: &str,
+        value: Option<&RawValue>,
+    ) {
         self.push(field, constraint, format!("{field}: {message}"), value);
     }
 
-    fn push(&mut self, field: &'static str, constraint: &'static str, message: String, value: Option<&RawValue>) {
+    fn push(
+        &mut self,
+        field: impl Into<Cow<'static, str>>,
+        constraint: &'static str,
+        message: String,
+        value: Option<&RawValue>,
+    ) {
         let value = value.filter(|raw| raw.get().len() <= MAX_ECHO_BYTES);
         // A number beyond f64, such as 1e999, has no JSON value of its own: its text stands for it.
         let value = value.map(|raw| serde_json::from_str(raw.get()).unwrap_or_else(|_| Value::from(raw.get())));
-        self.errors.push(FieldError { field, constraint, message, value });
-    }
-}
-
-fn is_number(raw: &RawValue) -> bool {
-    raw.get().starts_with(|c: char| c == '-' || c.is_ascii_digit())
-}
-
-fn kind(raw: &RawValue) -> &'static str {
-    match raw.get().as_bytes().first() {
-        Some(b'n') => "null",
-        Some(b't' | b'f') => "a boolean",
-        Some(b'"') => "a string",
-        Some(b'[') => "a list",
-        Some(b'{') => "an object",
-        _ => "a number",
-    }
-}
-
-fn echo(raw: &RawValue) -> &str {
-    if raw.get().len() <= MAX_ECHO_BYTES { raw.get() } else { "a longer number" }
-}
-
-/// Reads an object into the raw text of the fields that are known.
-struct KnownFields(&'static [&'static str]);
-
-impl<'de> DeserializeSeed<'de> for KnownFields {
-    type Value = Vec<(&'static str, &'de RawValue)>;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
-        json.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for KnownFields {
-    type Value = Vec<(&'static str, &'de RawValue)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-        let mut values: Self::Value = Vec::with_capacity(self.0.len());
-        while let Some(key) = map.next_key::<String>()? {
-            let Some(&name) = self.0.iter().find(|name| **name == key) else {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            };
-            let raw = map.next_value::<&RawValue>()?;
-            match values.iter_mut().find(|(seen, _)| *seen == name) {
-                Some(seen) => seen.1 = raw,
-                None => values.push((name, raw)),
-            }
-        }
-        Ok(values)
-    }
-}
-
-/// A list's first elements and its length.
-struct List<'a> {
-    first: Vec<&'a RawValue>,
-    len: usize,
-}
-
-/// Elements of a list that are kept: more than any list field may have.
-const MAX_KEPT_ELEMENTS: usize = 16;
-
-impl<'de> serde::Deserialize<'de> for List<'de> {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct ListVisitor;
-        impl<'de> Visitor<'de> for ListVisitor {
-            type Value = List<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list")
-            }
-            fn visit_seq<S: serde::de::SeqAccess<'de>>(self, mut seq: S) -> Result<List<'de>, S::Error> {
-                let mut list = List { first: Vec::new(), len: 0 };
-                while list.first.len() < MAX_KEPT_ELEMENTS {
-                    let Some(raw) = seq.next_element::<&RawValue>()? else { return Ok(list) };
-                    list.first.push(raw);
-                    list.len += 1;
-                }
-                while seq.next_element::<IgnoredAny>()?.is_some() {
-                    list.len += 1;
-                }
-                Ok(list)
-            }
-        }
-        json.deserialize_seq(ListVisitor)
+        self.errors.push(FieldError { field: field.into(), constraint, message, value });
     }
 }

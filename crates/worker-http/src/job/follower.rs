@@ -1,133 +1,27 @@
-//! One job from acceptance to its terminal event.
+//! One answer from acceptance to its terminal event.
 //!
-//! A task of its own follows the job at the engine's pace, not at the reader's: a stop string or a cancellation ends the
-//! job at once even where the client has stopped reading. What the client has not read yet waits in a channel, which
-//! `max_tokens` bounds. When the client is gone the channel closes and the task drops the
-//! engine's job, which frees it within one step.
+//! A task of its own follows the answer at the engine's pace, not at the reader's: a stop string or a cancellation ends it
+//! at once even where the client has stopped reading. What the client has not read yet waits in a channel, which
+//! `max_tokens` bounds. When the client is gone the channel closes and the task drops the engine's job, which frees it
+//! within one step.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use engine::{EndReason, Event as EngineEvent, Request, Sampling, Timings};
-use tokenizer::{EncodeOptions, Tokenizer};
+use engine::{EndReason, Event as EngineEvent, Timings};
+use tokenizer::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use super::clock::{Clock, tokens_per_sec};
+use super::{Generation, cancelled};
 use crate::answer::AnswerText;
 use crate::error::{ApiError, ErrorCode};
-use crate::event::{End, Event, JobMetrics, Started, StopReason, TokenEvent};
+use crate::event::{End, Event, JobMetrics, StopReason, TokenEvent};
 use crate::live::LiveJob;
 use crate::state::{AppState, SHUTTING_DOWN};
 
-/// The most tokens one job may generate.
-pub const MAX_TOKENS: u64 = 2048;
-
-/// The most events that one job can cause, and so wait for a slow reader: a token and at most one `metrics` for each id,
-/// `started`, and the terminal event. About 100 bytes each, 3 KB with 20 log-probabilities.
-const fn max_events(max_tokens: usize) -> usize {
-    2 * max_tokens + 2
-}
-
-/// Time between two `metrics` events of a job. An answer that takes less has none.
-const METRICS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Prompts longer than this are encoded off the threads that serve connections. At 5 MB/s and more, shorter ones take
-/// under a millisecond.
-const INLINE_ENCODE_BYTES: usize = 4096;
-
-/// A seed for a request that names none: 53 random bits, so that every JSON reader, JavaScript's too, gives back the very
-/// seed that was reported.
-pub fn drawn_seed() -> u64 {
-    rand::random::<u64>() >> 11
-}
-
-/// A job as a client asks for it, checked.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct JobRequest {
-    pub(crate) job_id: String,
-    pub(crate) prompt: String,
-    pub(crate) max_tokens: usize,
-    pub(crate) sampling: Sampling,
-    pub(crate) stop: Vec<String>,
-    pub(crate) seed: Option<u64>,
-    pub(crate) n_logprobs: Option<usize>,
-}
-
-/// Accepts a job and starts it. Its events come out of the channel; dropping the receiver cancels it.
-///
-/// # Errors
-/// The worker is not ready, the name is taken, the prompt does not fit, the queue is full, or the job was cancelled
-/// while its prompt was encoded.
-pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<mpsc::Receiver<Event>, ApiError> {
-    let received = Instant::now();
-    let served = state.ready()?;
-    let Some(live) = state.jobs().begin(&request.job_id) else {
-        let message = format!("job_id: expected a name that no live job has, got {:?}", request.job_id);
-        return Err(ApiError::new(ErrorCode::DuplicateJob, message));
-    };
-    let prompt = tokio::select! {
-        prompt = encode(state, &served.tokenizer, request.prompt) => prompt?,
-        () = live.cancelled() => return Err(cancelled()),
-    };
-    let n_prompt = prompt.len();
-    let seed = request.seed.unwrap_or_else(drawn_seed);
-    let job = served.engine.submit(Request {
-        prompt,
-        max_tokens: request.max_tokens,
-        end_tokens: served.tokenizer.end_tokens().into(),
-        sampling: request.sampling,
-        logit_bias: Vec::new(),
-        constraint: None,
-        seed,
-        n_logprobs: request.n_logprobs,
-    })?;
-
-    let (events, receiver) = mpsc::channel(max_events(request.max_tokens));
-    let follower = Follower {
-        state: state.clone(),
-        job,
-        live,
-        answer: AnswerText::new(&served.tokenizer, &request.stop),
-        tokenizer: Arc::clone(&served.tokenizer),
-        stop: request.stop,
-        events,
-        clock: Clock::new(received),
-        n_prompt,
-        prompt_counted: false,
-    };
-    follower.send(Event::Started(Started {
-        job_id: request.job_id,
-        model: state.settings().model.clone(),
-        started_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
-        seed,
-        prompt_tokens: n_prompt,
-    }));
-    tokio::spawn(follower.run().in_current_span());
-    Ok(receiver)
-}
-
-async fn encode(state: &AppState, tokenizer: &Arc<Tokenizer>, prompt: String) -> Result<Arc<[u32]>, ApiError> {
-    // The contract: the prompt is raw, special tokens in it count as such, and BOS is added where the model wants it.
-    let options = EncodeOptions { parse_special: true, add_special: true };
-    if prompt.len() <= INLINE_ENCODE_BYTES {
-        return Ok(tokenizer.encode(&prompt, options).into());
-    }
-    let lost = || ApiError::new(ErrorCode::Internal, "the prompt could not be encoded");
-    let permit = state.encoders().acquire_owned().await.map_err(|_| lost())?;
-    let tokenizer = Arc::clone(tokenizer);
-    let encoded = tokio::task::spawn_blocking(move || {
-        // Held until the work is done, also where the client has left meanwhile.
-        let _permit = permit;
-        tokenizer.encode(&prompt, options).into()
-    });
-    encoded.await.map_err(|_| lost())
-}
-
-fn cancelled() -> ApiError {
-    ApiError::new(ErrorCode::Cancelled, "the job was cancelled")
-}
-
-/// How a job ended.
+/// How an answer ended.
 enum Outcome {
     End {
         reason: StopReason,
@@ -139,21 +33,71 @@ enum Outcome {
     Disconnected,
 }
 
-/// Follows a job: engine events in, client events out.
-struct Follower {
+/// Follows an answer: engine events in, client events out.
+pub(super) struct Follower {
     state: AppState,
     job: engine::Job,
-    live: LiveJob,
+    /// Shared by all answers of the job: the name is free when the last has ended.
+    live: Arc<LiveJob>,
     answer: AnswerText,
     tokenizer: Arc<Tokenizer>,
     stop: Vec<String>,
+    reports_metrics: bool,
     events: mpsc::Sender<Event>,
     clock: Clock,
+    /// Where the job has several answers, which one.
+    choice: Option<usize>,
     n_prompt: usize,
+    n_cached: usize,
+    /// Of several answers to one prompt, the first counts its tokens.
     prompt_counted: bool,
 }
 
 impl Follower {
+    pub(super) fn new(
+        state: &AppState,
+        tokenizer: &Arc<Tokenizer>,
+        generation: &Generation,
+        job: engine::Job,
+        live: Arc<LiveJob>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self {
+            state: state.clone(),
+            job,
+            live,
+            answer: AnswerText::new(tokenizer, &generation.stop),
+            tokenizer: Arc::clone(tokenizer),
+            stop: generation.stop.clone(),
+            reports_metrics: generation.reports_metrics,
+            events,
+            clock: Clock::new(Instant::now()),
+            choice: None,
+            n_prompt: 0,
+            n_cached: 0,
+            prompt_counted: false,
+        }
+    }
+
+    /// Its time counts from here.
+    pub(super) fn begun(self, received: Instant) -> Self {
+        Self { clock: Clock::new(received), ..self }
+    }
+
+    /// Which of the job's answers it is, where there are several.
+    pub(super) fn of_choice(self, choice: Option<usize>) -> Self {
+        Self { choice, ..self }
+    }
+
+    /// How long its prompt is, and whether this answer is the one that counts it.
+    pub(super) fn after_prompt(self, n_prompt: usize, counts_it: bool) -> Self {
+        Self { n_prompt, prompt_counted: !counts_it, ..self }
+    }
+
+    pub(super) fn spawn(self) {
+        tokio::spawn(self.run().in_current_span());
+    }
+
     async fn run(mut self) {
         let deadline = self.state.settings().inference_timeout.map(|limit| self.clock.received + limit);
         let timeout = async {
@@ -188,7 +132,10 @@ impl Follower {
     /// Passes one engine event on; gives the outcome when it is the last.
     fn on_event(&mut self, event: Option<EngineEvent>) -> Option<Outcome> {
         match event {
-            Some(EngineEvent::Admitted { .. }) => self.clock.admitted(),
+            Some(EngineEvent::Admitted { n_cached }) => {
+                self.n_cached = n_cached;
+                self.clock.admitted();
+            }
             Some(EngineEvent::Token(token)) => {
                 self.count_prompt();
                 self.clock.token();
@@ -203,6 +150,7 @@ impl Follower {
             }
             Some(EngineEvent::Finished(finished)) => {
                 self.count_prompt();
+                self.n_cached = finished.n_cached;
                 let reason = match finished.reason {
                     EndReason::MaxTokens => StopReason::MaxTokens,
                     EndReason::EndToken(_) => StopReason::Eos,
@@ -244,6 +192,7 @@ impl Follower {
                     decode_time_ms: timings.decode.as_millis() as u64,
                     stop_reason: reason,
                     stop_sequence_matched: stop,
+                    n_cached: self.n_cached,
                 };
                 (label, Some(Event::End(end)))
             }
@@ -252,6 +201,7 @@ impl Follower {
         };
         tracing::info!(
             job_id = self.live.job_id(),
+            choice = self.choice,
             prompt_tokens = self.n_prompt,
             tokens_out,
             queue_ms = timings.queued.as_millis() as u64,
@@ -285,7 +235,7 @@ impl Follower {
     }
 
     fn send_metrics_if_due(&mut self) {
-        if !self.clock.metrics_due() {
+        if !self.reports_metrics || !self.clock.metrics_due() {
             return;
         }
         let memory = self.state.snapshot().map(|snapshot| snapshot.memory).unwrap_or_default();
@@ -296,61 +246,5 @@ impl Follower {
             vram_bytes: memory.vram_bytes,
             memory_bytes: memory.total_bytes(),
         }));
-    }
-}
-
-/// Tokens a second after the first, rounded to a tenth; 0 when there is no second one.
-fn tokens_per_sec(n_tokens: usize, decode: Duration) -> f64 {
-    if n_tokens < 2 || decode.is_zero() {
-        return 0.0;
-    }
-    ((n_tokens - 1) as f64 / decode.as_secs_f64() * 10.0).round() / 10.0
-}
-
-/// When a job's milestones were seen from here: the engine's own figures come only with an answer that ends by itself.
-struct Clock {
-    received: Instant,
-    admitted: Option<Instant>,
-    first_token: Option<Instant>,
-    last_token: Option<Instant>,
-    last_metrics: Option<Instant>,
-}
-
-impl Clock {
-    fn new(received: Instant) -> Self {
-        Self { received, admitted: None, first_token: None, last_token: None, last_metrics: None }
-    }
-
-    fn admitted(&mut self) {
-        self.admitted = Some(Instant::now());
-    }
-
-    fn token(&mut self) {
-        let now = Instant::now();
-        self.first_token.get_or_insert(now);
-        self.last_token = Some(now);
-    }
-
-    /// Whether [`METRICS_INTERVAL`] has passed since the last time this was so, or since the first token.
-    fn metrics_due(&mut self) -> bool {
-        let now = Instant::now();
-        let since = self.last_metrics.or(self.first_token).unwrap_or(now);
-        let due = now.duration_since(since) >= METRICS_INTERVAL;
-        if due {
-            self.last_metrics = Some(now);
-        }
-        due
-    }
-
-    /// What has passed so far; a stage that is not over ends now.
-    fn timings(&self) -> Timings {
-        let now = Instant::now();
-        let queued = self.admitted.unwrap_or(now) - self.received;
-        let prefill = self.admitted.map_or(Duration::ZERO, |admitted| self.first_token.unwrap_or(now) - admitted);
-        let decode = match (self.first_token, self.last_token) {
-            (Some(first), Some(last)) => last - first,
-            _ => Duration::ZERO,
-        };
-        Timings { queued, prefill, decode }
     }
 }

@@ -1,21 +1,16 @@
 //! `POST /execute`: one job, streamed.
 
-use std::convert::Infallible;
-
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use engine::Sampling;
-use futures_util::{Stream, stream};
-use tokio::sync::mpsc;
 
 use crate::body::read_json;
-use crate::error::{ApiError, ErrorCode};
-use crate::event::{Event, KEEP_ALIVE};
+use crate::error::ApiError;
+use crate::event::{Event, Started};
 use crate::fields::{Fields, NumberRule, TextRule, Unit};
-use crate::job::{self, JobRequest, MAX_TOKENS};
+use crate::job::{self, Answers, Generation, Job, JobRequest, MAX_TOKENS, Prompt};
+use crate::sse::{self, Frames};
 use crate::state::AppState;
 
 /// The longest prompt, in Unicode scalar values.
@@ -75,12 +70,17 @@ fn parse(body: &str) -> Result<JobRequest, ApiError> {
     Ok(JobRequest {
         // Both are there, or `finish` would have said so.
         job_id: job_id.unwrap_or_default(),
-        prompt: prompt.unwrap_or_default(),
-        max_tokens: max_tokens as usize,
-        sampling,
-        stop,
-        seed,
-        n_logprobs,
+        prompts: vec![Prompt::raw(prompt.unwrap_or_default())],
+        n: 1,
+        generation: Generation {
+            max_tokens: Some(max_tokens as usize),
+            sampling,
+            stop,
+            seed,
+            n_logprobs,
+            ignore_eos: false,
+            reports_metrics: true,
+        },
     })
 }
 
@@ -89,33 +89,33 @@ pub(crate) async fn execute(State(state): State<AppState>, request: Request) -> 
     let body = read_json(request).await?;
     // Before the faults: what a worker that is not ready says about a request helps nobody.
     state.ready()?;
-    let events = job::start(&state, parse(&body)?).await?;
+    let request = parse(&body)?;
     drop(body);
-    let mut response = Response::new(Body::from_stream(frames(state, events)));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // nginx would otherwise collect the stream before it passes it on.
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    let job_id = request.job_id.clone();
+    let Job { n_prompt_tokens, seeds, answers } = job::start(&state, request).await?;
+    let started = Event::Started(Started {
+        job_id,
+        model: state.settings().model.clone(),
+        started_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+        seed: seeds[0],
+        prompt_tokens: n_prompt_tokens[0],
+    });
+    Ok(sse::response(state.settings().keep_alive, Transcript { started: Some(started), answers }))
 }
 
-/// The job's frames up to the terminal one, with comments in between while nothing happens.
-fn frames(state: AppState, events: mpsc::Receiver<Event>) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    stream::unfold(Some(events), move |events| {
-        let keep_alive = state.settings().keep_alive;
-        async move {
-            let mut events = events?;
-            let event = match tokio::time::timeout(keep_alive, events.recv()).await {
-                Ok(Some(event)) => event,
-                // The job's task has ended without a word, which only a panic does to it.
-                Ok(None) => Event::Error(ApiError::new(ErrorCode::Internal, "the job was lost").into()),
-                Err(_) => return Some((Ok(Bytes::from_static(KEEP_ALIVE)), Some(events))),
-            };
-            let next = (!event.is_terminal()).then_some(events);
-            Some((Ok(event.frame()), next))
+/// The job's frames: `started`, then those of its one answer up to the terminal one.
+struct Transcript {
+    started: Option<Event>,
+    answers: Answers,
+}
+
+impl Frames for Transcript {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(started) = self.started.take() {
+            return Some(started.frame());
         }
-    })
+        self.answers.next().await.map(|(_, event)| event.frame())
+    }
 }
 
 #[cfg(test)]
@@ -124,6 +124,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::error::ErrorCode;
 
     /// A valid body with one field replaced, or added.
     fn body_with(field: &str, value: Value) -> String {
@@ -158,12 +159,9 @@ mod tests {
         };
         let expected = JobRequest {
             job_id: "a".into(),
-            prompt: "b".into(),
-            max_tokens: 2048,
-            sampling,
-            stop: vec![],
-            seed: None,
-            n_logprobs: None,
+            prompts: vec![Prompt::raw("b".into())],
+            n: 1,
+            generation: Generation { max_tokens: Some(2048), sampling, reports_metrics: true, ..Generation::default() },
         };
         assert_eq!(request, expected);
         let all_null = FIELDS[2..].iter().fold(json!({ "job_id": "a", "prompt": "b" }), |mut body, field| {
@@ -180,26 +178,26 @@ mod tests {
             "top_p": 0, "min_p": 1.0, "top_k": 4_294_967_295u32, "repetition_penalty": 2e0, "stop": ["a", "b", "c", "d".repeat(100)],
             "seed": u64::MAX, "logprobs": 20,
         });
-        let request = parse(&body.to_string()).unwrap();
+        let request = parse(&body.to_string()).unwrap().generation;
         assert_eq!(request.seed, Some(u64::MAX));
         assert_eq!(request.sampling.top_k, u32::MAX);
         assert_eq!(request.n_logprobs, Some(20));
         assert_eq!(request.stop.len(), 4);
-        assert_eq!(parse(&body_with("max_tokens", json!(1))).unwrap().max_tokens, 1);
-        assert_eq!(parse(&body_with("max_tokens", json!(16.0))).unwrap().max_tokens, 16);
-        assert_eq!(parse(&body_with("temperature", json!(0))).unwrap().sampling.temperature, 0.0);
+        assert_eq!(parse(&body_with("max_tokens", json!(1))).unwrap().generation.max_tokens, Some(1));
+        assert_eq!(parse(&body_with("max_tokens", json!(16.0))).unwrap().generation.max_tokens, Some(16));
+        assert_eq!(parse(&body_with("temperature", json!(0))).unwrap().generation.sampling.temperature, 0.0);
     }
 
     #[test]
     fn ignores_unknown_fields_whatever_they_hold() {
         let deep = "[".repeat(50_000) + &"]".repeat(50_000);
         let body = format!(r#"{{"x": {deep}, "job_id": "a", "y": 1e999, "prompt": "b", "z": "\ud800"}}"#);
-        assert_eq!(parse(&body).unwrap().prompt, "b");
+        assert_eq!(parse(&body).unwrap().prompts, [Prompt::raw("b".into())]);
     }
 
     #[test]
     fn of_a_field_given_twice_the_last_counts() {
-        assert_eq!(parse(r#"{"job_id": "a", "prompt": 1, "prompt": "b"}"#).unwrap().prompt, "b");
+        assert_eq!(parse(r#"{"job_id": "a", "prompt": 1, "prompt": "b"}"#).unwrap().prompts, [Prompt::raw("b".into())]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod cancel;
 mod execute;
 mod health;
 mod metrics;
+mod openai;
 mod ready;
 mod shutdown;
 
@@ -11,6 +12,7 @@ use axum::Router;
 use axum::routing::{get, post};
 
 use crate::state::AppState;
+pub(crate) use openai::in_openai_form;
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new()
@@ -20,4 +22,5 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/health", get(health::health))
         .route("/ready", get(ready::ready))
         .route("/metrics", get(metrics::metrics))
+        .merge(openai::routes())
 }

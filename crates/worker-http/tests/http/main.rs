@@ -5,4 +5,5 @@ mod bad_input;
 mod jobs;
 mod life;
 mod log;
+mod openai;
 mod worker;

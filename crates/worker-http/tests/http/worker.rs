@@ -9,7 +9,7 @@ use gguf_parser::Gguf;
 use serde_json::{Value, json};
 use test_support::fake_executor::{FakeConfig, FakeControl, FakeExecutor};
 use test_support::tiny_model::TinyModel;
-use tokenizer::{EncodeOptions, Tokenizer};
+use tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -25,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) limits: ServerLimits,
     pub(crate) inference_timeout: Option<Duration>,
     pub(crate) keep_alive: Duration,
+    pub(crate) has_template: bool,
 }
 
 impl Default for Config {
@@ -35,6 +36,7 @@ impl Default for Config {
             limits: ServerLimits::default(),
             inference_timeout: None,
             keep_alive: KEEP_ALIVE,
+            has_template: true,
         }
     }
 }
@@ -64,7 +66,13 @@ pub(crate) fn settings(config: &Config) -> Settings {
 /// A model that can answer: the tiny model's tokenizer, an executor that follows scripts.
 pub(crate) fn served(config: &Config) -> (Served, FakeControl) {
     let file = TinyModel::default().build();
-    let tokenizer = Arc::new(Tokenizer::from_gguf(&Gguf::parse(&file).unwrap()).unwrap());
+    let gguf = Gguf::parse(&file).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
+    let chat_template = if config.has_template {
+        Ok(Arc::new(ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap().unwrap()))
+    } else {
+        Err("the model has no chat template".to_owned())
+    };
     let fake = FakeConfig { n_vocab: tokenizer.n_vocab(), ..config.fake.clone() };
     let facts = ModelFacts {
         architecture: "qwen2".into(),
@@ -77,7 +85,7 @@ pub(crate) fn served(config: &Config) -> (Served, FakeControl) {
     };
     let (executor, control) = FakeExecutor::new(fake);
     let engine = Engine::start(Box::new(executor), config.engine.clone(), Instant::now);
-    (Served { engine, tokenizer, facts }, control)
+    (Served { engine, tokenizer, chat_template, facts }, control)
 }
 
 impl Worker {
@@ -196,7 +204,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    async fn new(response: reqwest::Response) -> Self {
+    pub(crate) async fn new(response: reqwest::Response) -> Self {
         if response.status() != 200 {
             panic!("{}: {}", response.status(), response.text().await.unwrap());
         }

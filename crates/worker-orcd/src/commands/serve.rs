@@ -5,14 +5,17 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use engine::{Engine, EngineConfig, EngineHandle};
 use reqwest::Url;
+use tokenizer::{ChatTemplate, Tokenizer};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use weight_loader::ModelFile;
 use worker_http::{AppState, ModelFacts, Served, ServerLimits, Settings};
 
 use crate::callback::{self, CallbackError, Ready};
@@ -89,7 +92,7 @@ async fn work(
             loading.await.context("the loading thread ended without a result")?
         })
     };
-    let (orchestrator, loaded) = tokio::select! {
+    let (orchestrator, (loaded, template)) = tokio::select! {
         biased;
         // Nothing is live yet, so there is nothing to finish.
         () = stop.cancelled() => return Ok(()),
@@ -106,7 +109,7 @@ async fn work(
         worker_type: loaded.device.worker_type(),
         capabilities: vec!["text-gen"],
     };
-    let engine = become_ready(args, loaded, model, state);
+    let engine = become_ready(args, (loaded, template), model, state);
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
@@ -156,7 +159,7 @@ async fn bind(args: &ServeArgs) -> anyhow::Result<(TcpListener, SocketAddr)> {
 }
 
 /// Loads on a thread of its own, so that `/health` answers meanwhile.
-fn load(args: &ServeArgs, state: AppState) -> oneshot::Receiver<anyhow::Result<Loaded>> {
+fn load(args: &ServeArgs, state: AppState) -> oneshot::Receiver<anyhow::Result<(Loaded, Template)>> {
     let (done, result) = oneshot::channel();
     let model = args.model.clone();
     let log_format = args.log.log_format;
@@ -170,10 +173,12 @@ fn load(args: &ServeArgs, state: AppState) -> oneshot::Receiver<anyhow::Result<L
     std::thread::spawn(move || {
         let loaded = source::open(&model).and_then(|file| {
             let mut loading = Loading::start(log_format);
-            start::load(&file, &options, &mut |done, total| {
+            let loaded = start::load(&file, &options, &mut |done, total| {
                 state.set_progress(done as f32 / total.max(1) as f32);
                 loading.set(done, total);
-            })
+            })?;
+            let template = chat_template(&file, &loaded.tokenizer)?;
+            Ok((loaded, template))
         });
         // The receiver is gone when a signal came first.
         let _ = done.send(loaded);
@@ -181,8 +186,28 @@ fn load(args: &ServeArgs, state: AppState) -> oneshot::Receiver<anyhow::Result<L
     result
 }
 
+/// The model's chat template, or why there is none that can be used: everything but chat works without.
+type Template = Result<Arc<ChatTemplate>, String>;
+
+fn chat_template(file: &ModelFile, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
+    let template = match ChatTemplate::from_gguf(&file.gguf()?, tokenizer) {
+        Ok(Some(template)) => Ok(Arc::new(template)),
+        Ok(None) => Err("the model has no chat template".to_owned()),
+        Err(error) => {
+            tracing::warn!("chat is not served: {error}");
+            Err(format!("the model's chat template cannot be used: {error}"))
+        }
+    };
+    Ok(template)
+}
+
 /// Starts the engine and takes work.
-fn become_ready(args: &ServeArgs, loaded: Loaded, model: &str, state: &AppState) -> EngineHandle {
+fn become_ready(
+    args: &ServeArgs,
+    (loaded, chat_template): (Loaded, Template),
+    model: &str,
+    state: &AppState,
+) -> EngineHandle {
     let info = loaded.executor.info().clone();
     let facts = ModelFacts {
         architecture: loaded.spec.architecture.to_owned(),
@@ -202,7 +227,7 @@ fn become_ready(args: &ServeArgs, loaded: Loaded, model: &str, state: &AppState)
     };
     let held = loaded.executor.memory();
     let engine = Engine::start(fault::injected(loaded.executor, &loaded.device), config, std::time::Instant::now);
-    state.set_ready(Served { engine: engine.clone(), tokenizer: loaded.tokenizer, facts });
+    state.set_ready(Served { engine: engine.clone(), tokenizer: loaded.tokenizer, chat_template, facts });
     tracing::info!(
         "ready in {:.2} s: {model} ({} {}, {} of weights) on {}, context {} tokens, {} requests at a time share {} of \
          keys and values",

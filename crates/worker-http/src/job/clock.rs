@@ -1,0 +1,64 @@
+//! When a job's milestones were seen, and the figures that follow.
+
+use std::time::{Duration, Instant};
+
+use engine::Timings;
+
+/// Time between two `metrics` events of a job. An answer that takes less has none.
+const METRICS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tokens a second after the first, rounded to a tenth; 0 when there is no second one.
+pub(super) fn tokens_per_sec(n_tokens: usize, decode: Duration) -> f64 {
+    if n_tokens < 2 || decode.is_zero() {
+        return 0.0;
+    }
+    ((n_tokens - 1) as f64 / decode.as_secs_f64() * 10.0).round() / 10.0
+}
+
+/// When a job's milestones were seen from here: the engine's own figures come only with an answer that ends by itself.
+pub(super) struct Clock {
+    pub(super) received: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    last_metrics: Option<Instant>,
+}
+
+impl Clock {
+    pub(super) fn new(received: Instant) -> Self {
+        Self { received, admitted: None, first_token: None, last_token: None, last_metrics: None }
+    }
+
+    pub(super) fn admitted(&mut self) {
+        self.admitted = Some(Instant::now());
+    }
+
+    pub(super) fn token(&mut self) {
+        let now = Instant::now();
+        self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
+    }
+
+    /// Whether [`METRICS_INTERVAL`] has passed since the last time this was so, or since the first token.
+    pub(super) fn metrics_due(&mut self) -> bool {
+        let now = Instant::now();
+        let since = self.last_metrics.or(self.first_token).unwrap_or(now);
+        let due = now.duration_since(since) >= METRICS_INTERVAL;
+        if due {
+            self.last_metrics = Some(now);
+        }
+        due
+    }
+
+    /// What has passed so far; a stage that is not over ends now.
+    pub(super) fn timings(&self) -> Timings {
+        let now = Instant::now();
+        let queued = self.admitted.unwrap_or(now) - self.received;
+        let prefill = self.admitted.map_or(Duration::ZERO, |admitted| self.first_token.unwrap_or(now) - admitted);
+        let decode = match (self.first_token, self.last_token) {
+            (Some(first), Some(last)) => last - first,
+            _ => Duration::ZERO,
+        };
+        Timings { queued, prefill, decode }
+    }
+}

@@ -1,0 +1,236 @@
+//! Jobs: what a client asks for, from acceptance to the terminal event of each answer.
+//!
+//! A job has one prompt or several and `n` answers to each; most have one of one. It is accepted whole or refused whole,
+//! has one name, and ends as a whole when that is cancelled or its client goes away. Every answer is followed by a task of
+//! its own (`follower.rs`).
+
+mod clock;
+mod follower;
+mod prompt;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::rng::philox4x32;
+use engine::{Request, Sampling};
+use tokio::sync::mpsc;
+
+use crate::error::{ApiError, ErrorCode};
+use crate::event::Event;
+use crate::state::{AppState, Served};
+use follower::Follower;
+pub(crate) use prompt::{Prompt, on_encoder};
+
+/// The most tokens that one job of `POST /execute` may generate.
+pub const MAX_TOKENS: u64 = 2048;
+
+/// The most events that one answer can cause, and so wait for a slow reader: a token and at most one `metrics` for each
+/// id, and the terminal event. About 100 bytes each, 3 KB with 20 log-probabilities.
+const fn max_events(max_tokens: usize) -> usize {
+    2 * max_tokens + 1
+}
+
+/// A seed for a request that names none: 53 random bits, so that every JSON reader, JavaScript's too, gives back the very
+/// seed that was reported.
+pub fn drawn_seed() -> u64 {
+    rand::random::<u64>() >> 11
+}
+
+/// A job as a client asks for it, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct JobRequest {
+    /// Its name, for `POST /cancel`.
+    pub(crate) job_id: String,
+    /// At least one.
+    pub(crate) prompts: Vec<Prompt>,
+    /// Answers to each prompt; at least 1.
+    pub(crate) n: usize,
+    /// How each answer is made.
+    pub(crate) generation: Generation,
+}
+
+/// How an answer is made.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Generation {
+    /// `None`: as many as the context leaves, which caps any number.
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) sampling: Sampling,
+    pub(crate) stop: Vec<String>,
+    /// `None`: one is drawn for each prompt.
+    pub(crate) seed: Option<u64>,
+    pub(crate) n_logprobs: Option<usize>,
+    /// End tokens are tokens like any other.
+    pub(crate) ignore_eos: bool,
+    /// Whether `Metrics` events are wanted.
+    pub(crate) reports_metrics: bool,
+}
+
+/// A job that was accepted.
+pub(crate) struct Job {
+    /// Of each prompt.
+    pub(crate) n_prompt_tokens: Vec<usize>,
+    /// Of each prompt's first answer.
+    pub(crate) seeds: Vec<u64>,
+    /// What comes of it.
+    pub(crate) answers: Answers,
+}
+
+/// Accepts a job and starts it.
+///
+/// # Errors
+/// The worker is not ready, the name is taken, a prompt does not fit, the queue is full, or the job was cancelled while
+/// its prompts were encoded.
+pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<Job, ApiError> {
+    let received = Instant::now();
+    let served = state.ready()?;
+    let Some(live) = state.jobs().begin(&request.job_id) else {
+        let message = format!("job_id: expected a name that no live job has, got {:?}", request.job_id);
+        return Err(ApiError::new(ErrorCode::DuplicateJob, message));
+    };
+    let prompts = tokio::select! {
+        prompts = prompt::encode(state, &served.tokenizer, request.prompts) => prompts?,
+        () = live.cancelled() => return Err(cancelled()),
+    };
+    let (n, generation) = (request.n, request.generation);
+    let seeds: Vec<u64> = prompts.iter().map(|_| generation.seed.unwrap_or_else(drawn_seed)).collect();
+    let choices = prompts.iter().zip(&seeds).flat_map(|(prompt, &seed)| (0..n).map(move |i| (prompt, seed, i)));
+    let requests: Vec<Request> =
+        choices.map(|(prompt, seed, i)| engine_request(served, &generation, prompt, choice_seed(seed, i))).collect();
+    let max_tokens: Vec<usize> = requests.iter().map(|request| request.max_tokens).collect();
+    let jobs = served.engine.submit_all(requests)?;
+
+    let (live, is_one) = (Arc::new(live), jobs.len() == 1);
+    let mut open = Vec::with_capacity(jobs.len());
+    for (choice, (job, max_tokens)) in jobs.into_iter().zip(max_tokens).enumerate() {
+        let (events, receiver) = mpsc::channel(max_events(max_tokens));
+        let follower = Follower::new(state, &served.tokenizer, &generation, job, Arc::clone(&live), events)
+            .begun(received)
+            .of_choice((!is_one).then_some(choice))
+            .after_prompt(prompts[choice / n].len(), choice.is_multiple_of(n));
+        follower.spawn();
+        open.push((choice, receiver));
+    }
+    let n_prompt_tokens = prompts.iter().map(|prompt| prompt.len()).collect();
+    Ok(Job { n_prompt_tokens, seeds, answers: Answers { open, turn: 0 } })
+}
+
+fn engine_request(served: &Served, generation: &Generation, prompt: &Arc<[u32]>, seed: u64) -> Request {
+    // A prompt that leaves no room is refused by the engine, whatever is asked for.
+    let room = served.facts.context_length.saturating_sub(prompt.len()).max(1);
+    let end_tokens = if generation.ignore_eos { &[] } else { served.tokenizer.end_tokens() };
+    Request {
+        prompt: Arc::clone(prompt),
+        max_tokens: generation.max_tokens.map_or(room, |n| n.min(room)),
+        end_tokens: end_tokens.into(),
+        sampling: generation.sampling.clone(),
+        logit_bias: Vec::new(),
+        constraint: None,
+        seed,
+        n_logprobs: generation.n_logprobs,
+    }
+}
+
+/// The seed of a prompt's answer `i`. The first has the request's own: it is the answer that is given where only one is
+/// asked for. The others' follow from it, by the generator that draws tokens, at a place where it draws none.
+fn choice_seed(seed: u64, i: usize) -> u64 {
+    if i == 0 {
+        return seed;
+    }
+    let [high, low, ..] = philox4x32([i as u32, 0, 0, 1], [seed as u32, (seed >> 32) as u32]);
+    u64::from(high) << 32 | u64::from(low)
+}
+
+fn cancelled() -> ApiError {
+    ApiError::new(ErrorCode::Cancelled, "the job was cancelled")
+}
+
+/// The events of all of a job's answers, as they come. Dropping it cancels the answers that have not ended.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// Answers without a terminal event so far, by their index: prompt by prompt, `n` for each.
+    open: Vec<(usize, mpsc::Receiver<Event>)>,
+    /// Whose turn it is to be looked at first, so that none waits for the others.
+    turn: usize,
+}
+
+impl Answers {
+    /// Answers that have not ended.
+    pub(crate) fn n_open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Cancels those that have not ended; there is no next event then.
+    pub(crate) fn cancel(&mut self) {
+        self.open.clear();
+    }
+
+    /// The next event of any answer, with the answer's index; `None` after the last terminal event. Never
+    /// [`Event::Started`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no event.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
+        std::future::poll_fn(|cx| {
+            let n_open = self.open.len();
+            if n_open == 0 {
+                return std::task::Poll::Ready(None);
+            }
+            for at in (self.turn..self.turn + n_open).map(|at| at % n_open) {
+                let (choice, events) = &mut self.open[at];
+                let std::task::Poll::Ready(event) = events.poll_recv(cx) else { continue };
+                // An answer's task that ends without a word has panicked.
+                let lost = || Event::Error(ApiError::new(ErrorCode::Internal, "the job was lost").into());
+                let (choice, event) = (*choice, event.unwrap_or_else(lost));
+                self.turn = at + 1;
+                if event.is_terminal() {
+                    self.open.remove(at);
+                    self.turn = at;
+                }
+                return std::task::Poll::Ready(Some((choice, event)));
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_choice_has_the_seed_of_the_request_and_each_other_one_of_its_own() {
+        assert_eq!(choice_seed(7, 0), 7);
+        let mut seeds: Vec<u64> = (0..16).flat_map(|i| [choice_seed(7, i), choice_seed(8, i)]).collect();
+        seeds.sort_unstable();
+        seeds.dedup();
+        assert_eq!(seeds.len(), 32);
+    }
+
+    #[tokio::test]
+    async fn no_answer_waits_for_another() {
+        let (senders, open): (Vec<_>, Vec<_>) = (0..3)
+            .map(|choice| {
+                let (sender, receiver) = mpsc::channel(16);
+                (sender, (choice, receiver))
+            })
+            .unzip();
+        let mut answers = Answers { open, turn: 0 };
+        let error = || Event::Error(cancelled().into());
+        let token = || Event::Token(crate::event::TokenEvent { t: String::new(), i: 0, id: 1, logprobs: None });
+        for sender in &senders {
+            sender.try_send(token()).unwrap();
+            sender.try_send(token()).unwrap();
+        }
+        senders[1].try_send(error()).unwrap();
+        drop(senders);
+        let mut order = Vec::new();
+        while let Some((choice, event)) = answers.next().await {
+            order.push((choice, event.is_terminal()));
+        }
+        // The ones whose task is gone end with an error too.
+        let expected =
+            [(0, false), (1, false), (2, false), (0, false), (1, false), (2, false), (0, true), (1, true), (2, true)];
+        assert_eq!(order, expected);
+    }
+}

@@ -1,0 +1,213 @@
+//! `POST /v1/completions`: texts, or token ids, go on.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde::Serialize;
+use tokenizer::{EncodeOptions, TokenId, Tokenizer};
+
+use super::form::{FinishReason, Form};
+use super::generation::{self, Asked};
+use super::logprobs::{CompletionLogprobs, MAX_LOGPROBS, Offset};
+use super::{answer, new_id};
+use crate::body::{MAX_BODY_BYTES, read_json};
+use crate::error::ApiError;
+use crate::event::TokenEvent;
+use crate::fields::{Fields, TextRule, Unit};
+use crate::job::{JobRequest, Prompt};
+use crate::state::AppState;
+
+/// The most prompts, and the most answers to all of them.
+const MAX_CHOICES: usize = 64;
+
+const TEXT: TextRule = TextRule { len: 0..=MAX_BODY_BYTES, unit: Unit::Bytes, echo: false };
+
+static FIELDS: LazyLock<Vec<&'static str>> =
+    LazyLock::new(|| generation::known(&["prompt", "logprobs", "echo", "top_logprobs"]));
+
+/// A request, checked.
+#[derive(Debug)]
+struct CompletionRequest {
+    prompts: Prompts,
+    echo: bool,
+    asked: Asked,
+}
+
+/// What is to go on.
+#[derive(Debug, Clone, PartialEq)]
+enum Prompts {
+    Texts(Vec<String>),
+    Ids(Vec<Vec<TokenId>>),
+}
+
+pub(super) async fn completions(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let body = read_json(request).await?;
+    let served = state.ready()?;
+    let CompletionRequest { prompts, echo, asked } = parse(&body, served.tokenizer.n_vocab())?;
+    drop(body);
+    let tokenizer = Arc::clone(&served.tokenizer);
+    let form = Completion {
+        echo: if echo { prompts.texts(&tokenizer) } else { Vec::new() },
+        n: asked.n,
+        has_logprobs: asked.generation.n_logprobs.is_some(),
+        offsets: vec![Offset::new(&tokenizer); prompts.len() * asked.n],
+        tokenizer,
+    };
+    let options = EncodeOptions { parse_special: true, add_special: asked.add_special };
+    let job = JobRequest {
+        job_id: new_id("cmpl"),
+        prompts: prompts.into_prompts(options),
+        n: asked.n,
+        generation: asked.generation,
+    };
+    answer(&state, job, form, asked.stream).await
+}
+
+/// Reads a request; fields that nobody knows are ignored.
+///
+/// # Errors
+/// Every fault at once.
+fn parse(body: &str, n_vocab: usize) -> Result<CompletionRequest, ApiError> {
+    let mut fields = Fields::parse(body, &FIELDS)?;
+    let prompts = Prompts::read(&mut fields, n_vocab);
+    let mut asked = generation::read(&mut fields, n_vocab);
+    asked.generation.n_logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS).map(|n| n as usize);
+    if fields.raw("top_logprobs").is_some() {
+        fields.fault("top_logprobs", "unsupported", "not supported here: logprobs is the number of alternatives", None);
+    }
+    let echo = fields.boolean("echo").unwrap_or(false);
+    if echo && asked.generation.n_logprobs.is_some() {
+        let message = "not supported together with logprobs: those of a prompt are not computed";
+        fields.fault("echo", "unsupported", message, None);
+    }
+    let n_choices = prompts.as_ref().map_or(0, Prompts::len) * asked.n;
+    if n_choices > MAX_CHOICES {
+        let message = format!("expected at most {MAX_CHOICES} answers to all prompts, got {n_choices}");
+        fields.fault("n", "count", &message, None);
+    }
+    fields.finish()?;
+    // There, or `finish` would have said so.
+    Ok(CompletionRequest { prompts: prompts.unwrap_or(Prompts::Texts(Vec::new())), echo, asked })
+}
+
+impl Prompts {
+    /// A string, a list of strings, a list of ids, or a list of such lists; `None` with a fault.
+    fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Option<Self> {
+        let Some(raw) = fields.raw("prompt") else {
+            fields.fault("prompt", "required", "expected a string, got nothing", None);
+            return None;
+        };
+        let json = raw.get();
+        let Some(inside) = json.strip_prefix('[').map(str::trim_start) else {
+            return fields.text_or_texts("prompt", MAX_CHOICES, &TEXT).map(Self::Texts);
+        };
+        let is_list_of_lists = inside.starts_with('[');
+        let prompts = match inside.as_bytes().first() {
+            Some(b'[') => serde_json::from_str(json).ok().map(Self::Ids),
+            Some(b'-' | b'0'..=b'9') => serde_json::from_str(json).ok().map(|ids| Self::Ids(vec![ids])),
+            _ => return Self::read_texts(fields),
+        };
+        let is_known = |id: &TokenId| (*id as usize) < n_vocab;
+        let sound = prompts.filter(|prompts| matches!(prompts, Self::Ids(all) if all.iter().flatten().all(is_known)));
+        let Some(prompts) = sound else {
+            let ids = if is_list_of_lists { "lists of token ids" } else { "token ids" };
+            fields.fault("prompt", "value", &format!("expected {ids}: integers from 0 to {}", n_vocab - 1), None);
+            return None;
+        };
+        if prompts.len() > MAX_CHOICES {
+            let message = format!("expected at most {MAX_CHOICES} prompts, got {}", prompts.len());
+            fields.fault("prompt", "count", &message, None);
+            return None;
+        }
+        Some(prompts)
+    }
+
+    fn read_texts(fields: &mut Fields<'_>) -> Option<Self> {
+        let texts = fields.texts("prompt", MAX_CHOICES, &TEXT)?;
+        if texts.is_empty() {
+            fields.fault("prompt", "count", "expected at least one prompt, got none", None);
+            return None;
+        }
+        Some(Self::Texts(texts))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len(),
+            Self::Ids(ids) => ids.len(),
+        }
+    }
+
+    /// As text, to be sent back.
+    fn texts(&self, tokenizer: &Tokenizer) -> Vec<String> {
+        match self {
+            Self::Texts(texts) => texts.clone(),
+            Self::Ids(ids) => ids.iter().map(|ids| tokenizer.decode(ids)).collect(),
+        }
+    }
+
+    fn into_prompts(self, options: EncodeOptions) -> Vec<Prompt> {
+        match self {
+            Self::Texts(texts) => texts.into_iter().map(|text| Prompt::Text { text, options }).collect(),
+            Self::Ids(ids) => ids.into_iter().map(|ids| Prompt::Ids(ids.into())).collect(),
+        }
+    }
+}
+
+/// How the choices of completions look.
+struct Completion {
+    tokenizer: Arc<Tokenizer>,
+    /// The prompts, where they are to stand before the answers.
+    echo: Vec<String>,
+    /// Answers to each prompt.
+    n: usize,
+    has_logprobs: bool,
+    /// Of each choice.
+    offsets: Vec<Offset>,
+}
+
+#[derive(Serialize)]
+struct Choice {
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<FinishReason>,
+}
+
+impl Completion {
+    fn echoed(&self, index: usize) -> Option<&String> {
+        self.echo.get(index / self.n)
+    }
+}
+
+impl Form for Completion {
+    const OBJECT: &'static str = "text_completion";
+    const CHUNK_OBJECT: &'static str = "text_completion";
+    type Chunk = Choice;
+    type Choice = Choice;
+
+    fn first(&self, index: usize) -> Option<Choice> {
+        let text = self.echoed(index)?.clone();
+        Some(Choice { index, text, logprobs: None, finish_reason: None })
+    }
+
+    fn next(&mut self, index: usize, token: &TokenEvent) -> Option<Choice> {
+        let tokens = std::slice::from_ref(token);
+        let logprobs = CompletionLogprobs::of(&self.tokenizer, tokens, &mut self.offsets[index]);
+        let has_something = !token.t.is_empty() || logprobs.is_some();
+        has_something.then(|| Choice { index, text: token.t.clone(), logprobs, finish_reason: None })
+    }
+
+    fn last(&self, index: usize, reason: FinishReason) -> Choice {
+        Choice { index, text: String::new(), logprobs: None, finish_reason: Some(reason) }
+    }
+
+    fn whole(&self, index: usize, tokens: &[TokenEvent], reason: FinishReason) -> Choice {
+        let echoed = self.echoed(index).map_or("", String::as_str);
+        let text = std::iter::once(echoed).chain(tokens.iter().map(|token| token.t.as_str())).collect();
+        let mut offset = self.offsets[index].clone();
+        let logprobs = CompletionLogprobs::of(&self.tokenizer, tokens, &mut offset).filter(|_| self.has_logprobs);
+        Choice { index, text, logprobs, finish_reason: Some(reason) }
+    }
+}

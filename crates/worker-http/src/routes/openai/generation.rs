@@ -1,0 +1,170 @@
+//! The fields that chat and completions share: how many answers, and how each is made.
+
+use engine::Sampling;
+
+use super::stream::StreamOptions;
+use super::{structured, unsupported};
+use crate::body::MAX_BODY_BYTES;
+use crate::fields::{Fields, NumberRule, TextRule, Unit};
+use crate::job::Generation;
+
+/// The most answers to one prompt.
+const MAX_N: u64 = 16;
+/// The most stop strings, as OpenAI has it.
+const MAX_STOPS: usize = 4;
+/// The longest stop string, in bytes: what is held back of an answer is at most this.
+const MAX_STOP_BYTES: usize = 100;
+/// The most tokens that `logit_bias` may name.
+const MAX_BIASES: usize = 1024;
+/// The greatest bias, up or down.
+const MAX_BIAS: f32 = 100.0;
+
+const STOP: TextRule = TextRule { len: 1..=MAX_STOP_BYTES, unit: Unit::Bytes, echo: true };
+/// Any name will do: there is one model.
+const MODEL: TextRule = TextRule { len: 0..=MAX_BODY_BYTES, unit: Unit::Bytes, echo: false };
+
+const SHARED: &[&str] = &[
+    "model",
+    "n",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "stop",
+    "seed",
+    "ignore_eos",
+    "add_special_tokens",
+];
+
+/// Every field that a route knows: its own, the shared ones, and those that are refused.
+pub(super) fn known(own: &[&'static str]) -> Vec<&'static str> {
+    own.iter().chain(SHARED).chain(structured::FIELDS).copied().chain(unsupported::fields()).collect()
+}
+
+/// What was asked for beside the prompt.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// Answers to each prompt.
+    pub(super) n: usize,
+    /// `None`: whole.
+    pub(super) stream: Option<StreamOptions>,
+    pub(super) generation: Generation,
+    /// Whether BOS is added where the model wants it.
+    pub(super) add_special: bool,
+}
+
+/// Reads all shared fields, with their faults held against `fields`.
+pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
+    // Checked, and then of no consequence.
+    let _ = fields.optional_text("model", &MODEL);
+    unsupported::refuse(fields);
+    structured::read(fields);
+    let sampling = read_sampling(fields, n_vocab);
+    Asked {
+        n: fields.integer("n", 1..=MAX_N).map_or(1, |n| n as usize),
+        stream: StreamOptions::read(fields),
+        generation: Generation {
+            max_tokens: read_max_tokens(fields),
+            sampling,
+            stop: fields.text_or_texts("stop", MAX_STOPS, &STOP).unwrap_or_default(),
+            seed: read_seed(fields),
+            n_logprobs: None,
+            ignore_eos: fields.boolean("ignore_eos").unwrap_or(false),
+            reports_metrics: false,
+        },
+        add_special: fields.boolean("add_special_tokens").unwrap_or(true),
+    }
+}
+
+/// The context caps it, so any number will do.
+fn read_max_tokens(fields: &mut Fields<'_>) -> Option<usize> {
+    let range = 1..=u64::from(u32::MAX);
+    let old = fields.integer("max_tokens", range.clone());
+    let new = fields.integer("max_completion_tokens", range);
+    if let (Some(old), Some(new)) = (old, new)
+        && old != new
+    {
+        let message = format!("expected the same as max_tokens, which is {old}, or one of them alone; got {new}");
+        fields.fault("max_completion_tokens", "value", &message, None);
+    }
+    new.or(old).map(|n| n as usize)
+}
+
+/// OpenAI's seeds are signed, /execute's are not: both ranges will do. -1 draws one, as with vLLM and llama-server.
+fn read_seed(fields: &mut Fields<'_>) -> Option<u64> {
+    let seed = fields.signed("seed", i128::from(i64::MIN)..=i128::from(u64::MAX));
+    seed.filter(|&seed| seed != -1).map(|seed| seed as u64)
+}
+
+fn read_sampling(fields: &mut Fields<'_>, n_vocab: usize) -> Sampling {
+    let rule = |min, max| NumberRule { min, above_min: false, max };
+    let default = Sampling::default();
+    let sampling = Sampling {
+        temperature: fields.number("temperature", &rule(0.0, 2.0)).unwrap_or(default.temperature),
+        top_p: fields.number("top_p", &rule(0.0, 1.0)).unwrap_or(default.top_p),
+        min_p: fields.number("min_p", &rule(0.0, 1.0)).unwrap_or(default.min_p),
+        // -1 is how vLLM says that it is off.
+        top_k: fields
+            .signed("top_k", -1..=i128::from(u32::MAX))
+            .map_or(default.top_k, |k| u32::try_from(k).unwrap_or(0)),
+        repetition_penalty: fields
+            .number("repetition_penalty", &NumberRule { min: 0.0, above_min: true, max: 2.0 })
+            .unwrap_or(default.repetition_penalty),
+    };
+    let presence_penalty = fields.number("presence_penalty", &rule(-2.0, 2.0)).unwrap_or(0.0);
+    let frequency_penalty = fields.number("frequency_penalty", &rule(-2.0, 2.0)).unwrap_or(0.0);
+    let logit_bias = read_logit_bias(fields, n_vocab);
+    refuse_what_the_engine_lacks(fields, presence_penalty, frequency_penalty, &logit_bias);
+    sampling
+}
+
+/// Until the sampler knows them.
+fn refuse_what_the_engine_lacks(
+    fields: &mut Fields<'_>,
+    presence_penalty: f32,
+    frequency_penalty: f32,
+    logit_bias: &[(u32, f32)],
+) {
+    let asked = [
+        ("presence_penalty", presence_penalty != 0.0),
+        ("frequency_penalty", frequency_penalty != 0.0),
+        ("logit_bias", !logit_bias.is_empty()),
+    ];
+    for (field, _) in asked.into_iter().filter(|(_, is_asked)| *is_asked) {
+        fields.fault(field, "unsupported", "not supported", None);
+    }
+}
+
+/// Ids, as strings, with what is added to their logits. Of an id given twice, the last counts.
+fn read_logit_bias(fields: &mut Fields<'_>, n_vocab: usize) -> Vec<(u32, f32)> {
+    let mut biases: Vec<(u32, f32)> = Vec::new();
+    for (name, raw) in fields.members("logit_bias", MAX_BIASES).unwrap_or_default() {
+        let id = name.parse::<u32>().ok().filter(|&id| (id as usize) < n_vocab);
+        let bias = raw.get().parse::<f32>().ok().filter(|bias| bias.abs() <= MAX_BIAS);
+        match (id, bias) {
+            (Some(id), Some(bias)) => match biases.iter_mut().find(|(seen, _)| *seen == id) {
+                Some(seen) => seen.1 = bias,
+                None => biases.push((id, bias)),
+            },
+            (None, _) => {
+                let message = format!("expected token ids below {n_vocab} as names");
+                fields.fault("logit_bias", "value", &message, None);
+                break;
+            }
+            (Some(id), None) => {
+                let message = format!("expected a number from -{MAX_BIAS} to {MAX_BIAS} for token {id}");
+                fields.fault("logit_bias", "range", &message, None);
+                break;
+            }
+        }
+    }
+    biases
+}

@@ -1,0 +1,98 @@
+//! OpenAI's routes, as far as a worker with one model has something to say to them: each under `/v1` and without it.
+//!
+//! A request becomes a job like any other (`crate::job`); what comes of it is brought into OpenAI's forms, streamed
+//! (`stream.rs`) or whole (`whole.rs`). A [`Form`] is what differs between chat and completions. Fields that neither
+//! OpenAI, vLLM nor llama-server knows are ignored; what they know and this worker does not do is refused by name
+//! (`unsupported.rs`, `structured.rs`).
+
+mod chat;
+mod completions;
+mod errors;
+mod form;
+mod generation;
+mod logprobs;
+mod messages;
+mod models;
+mod stream;
+mod structured;
+mod unsupported;
+mod whole;
+
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use uuid::Uuid;
+
+use crate::error::ApiError;
+use crate::job::{self, Job, JobRequest};
+use crate::sse;
+use crate::state::AppState;
+pub(crate) use errors::in_openai_form;
+use form::{Envelope, Form, Usage};
+use stream::{Chunks, StreamOptions};
+
+pub(super) fn routes() -> Router<AppState> {
+    ["/v1", ""].into_iter().fold(Router::new(), |router, prefix| {
+        let path = |path: &str| format!("{prefix}{path}");
+        router
+            .route(&path("/chat/completions"), post(chat::chat))
+            .route(&path("/completions"), post(completions::completions))
+            .route(&path("/models"), get(models::list))
+            .route(&path("/models/{*model}"), get(models::retrieve))
+    })
+}
+
+/// Whether errors of this path are in OpenAI's form: those of the routes above, and of whatever else is asked for below
+/// `/v1`.
+fn is_openai_path(path: &str) -> bool {
+    let below = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    ["/v1", "/chat/completions", "/completions", "/models"].into_iter().any(below)
+}
+
+/// A name for a job, with OpenAI's beginning. It is the answer's `id`, and `POST /cancel` knows it.
+fn new_id(beginning: &str) -> String {
+    format!("{beginning}-{}", Uuid::new_v4().simple())
+}
+
+/// Runs the job, and answers in `form`.
+async fn answer<F: Form>(
+    state: &AppState,
+    request: JobRequest,
+    form: F,
+    stream: Option<StreamOptions>,
+) -> Result<Response, ApiError> {
+    let (id, n) = (request.job_id.clone(), request.n);
+    let Job { n_prompt_tokens, answers, .. } = job::start(state, request).await?;
+    let usage = Usage::of_prompts(&n_prompt_tokens, n);
+    let envelope = Envelope::new(state, id);
+    match stream {
+        Some(options) => {
+            Ok(sse::response(state.settings().keep_alive, Chunks::new(envelope, form, answers, usage, options)))
+        }
+        None => whole::collect(envelope, form, answers, usage).await.map(IntoResponse::into_response),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_which_paths_are_openais() {
+        for path in [
+            "/v1",
+            "/v1/",
+            "/v1/nowhere",
+            "/v1/models/a/b",
+            "/models",
+            "/models/a",
+            "/completions",
+            "/chat/completions",
+        ] {
+            assert!(is_openai_path(path), "{path}");
+        }
+        for path in ["/", "/execute", "/v2/chat/completions", "/v1x", "/chat", "/modelsx", "/health"] {
+            assert!(!is_openai_path(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Streamed answers, in the order that clients rely on: for each choice what it begins with, its deltas with
+//! `"finish_reason": null`, an empty delta with the reason; then, if asked for, usage with no choices; then `[DONE]`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::Serialize;
+
+use super::errors::ErrorBody;
+use super::form::{Envelope, Form, Usage};
+use crate::event::Event;
+use crate::fields::Fields;
+use crate::job::Answers;
+use crate::sse::Frames;
+
+/// What a client wants to know beside the text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct StreamOptions {
+    /// A last chunk with the usage.
+    include_usage: bool,
+    /// The usage so far in every chunk (vLLM's); only together with `include_usage`.
+    continuous_usage_stats: bool,
+}
+
+impl StreamOptions {
+    /// Reads `stream` and `stream_options`; `None` where the answer is wanted whole.
+    pub(super) fn read(fields: &mut Fields<'_>) -> Option<Self> {
+        let stream = fields.boolean("stream").unwrap_or(false);
+        let options = fields.object("stream_options", &["include_usage", "continuous_usage_stats"], |fields| {
+            let include_usage = fields.boolean("include_usage").unwrap_or(false);
+            let continuous_usage_stats = fields.boolean("continuous_usage_stats").unwrap_or(false);
+            Some(Self { include_usage, continuous_usage_stats })
+        });
+        if options.is_some() && !stream {
+            fields.fault("stream_options", "value", "expected only where stream is true", None);
+        }
+        stream.then(|| options.unwrap_or_default())
+    }
+}
+
+/// The chunks of one request.
+pub(super) struct Chunks<F> {
+    envelope: Envelope,
+    form: F,
+    answers: Answers,
+    usage: Usage,
+    options: StreamOptions,
+    n_choices: usize,
+    place: Place,
+}
+
+/// How far a stream has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Beginning,
+    Middle,
+    End,
+}
+
+impl<F: Form> Chunks<F> {
+    pub(super) fn new(envelope: Envelope, form: F, answers: Answers, usage: Usage, options: StreamOptions) -> Self {
+        let n_choices = answers.n_open();
+        Self { envelope, form, answers, usage, options, n_choices, place: Place::Beginning }
+    }
+
+    fn chunk(&self, choice: F::Chunk) -> Bytes {
+        let so_far = self.options.continuous_usage_stats.then_some(&self.usage);
+        let usage = self.options.include_usage.then_some(so_far);
+        frame(&self.envelope.fill(F::CHUNK_OBJECT, &[choice], usage))
+    }
+
+    fn beginning(&self) -> Bytes {
+        let first = (0..self.n_choices).filter_map(|index| self.form.first(index));
+        first.flat_map(|choice| self.chunk(choice)).collect()
+    }
+
+    /// What one event gives; nothing if its text is held back.
+    fn middle(&mut self, index: usize, event: Event) -> Option<Bytes> {
+        match event {
+            Event::Token(token) => {
+                self.usage.count_token();
+                self.form.next(index, &token).map(|choice| self.chunk(choice))
+            }
+            Event::End(end) => {
+                self.usage.count_end(index, &end);
+                Some(self.chunk(self.form.last(index, end.stop_reason.into())))
+            }
+            Event::Error(error) => {
+                self.place = Place::End;
+                // The other choices are of no use to a client that has been told of a failure.
+                self.answers.cancel();
+                Some([frame(&ErrorBody::from(error)), done()].concat().into())
+            }
+            Event::Started(_) | Event::Metrics(_) => None,
+        }
+    }
+
+    fn end(&mut self) -> Bytes {
+        self.place = Place::End;
+        let none: &[F::Chunk] = &[];
+        let usage = self.options.include_usage.then(|| {
+            let filled = self.envelope.fill(F::CHUNK_OBJECT, none, Some(Some(&self.usage)));
+            frame(&filled)
+        });
+        [usage.unwrap_or_default(), done()].concat().into()
+    }
+}
+
+impl<F: Form> Frames for Chunks<F> {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.place == Place::Beginning {
+            self.place = Place::Middle;
+            let beginning = self.beginning();
+            if !beginning.is_empty() {
+                return Some(beginning);
+            }
+        }
+        while self.place == Place::Middle {
+            let Some((index, event)) = self.answers.next().await else { return Some(self.end()) };
+            if let Some(frames) = self.middle(index, event) {
+                return Some(frames);
+            }
+        }
+        None
+    }
+}
+
+fn done() -> Bytes {
+    Bytes::from_static(b"data: [DONE]\n\n")
+}
+
+/// A value as one server-sent event. JSON escapes line ends, so `data:` is always one line.
+fn frame(value: &impl Serialize) -> Bytes {
+    let mut frame = BytesMut::with_capacity(256).writer();
+    frame.get_mut().put_slice(b"data: ");
+    // Writing to memory does not fail, and every value here has a JSON form.
+    let written = serde_json::to_writer(&mut frame, value);
+    debug_assert!(written.is_ok());
+    let mut frame = frame.into_inner();
+    frame.put_slice(b"\n\n");
+    frame.freeze()
+}
