@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::cargo::{cargo, cargo_program, repository_root, shown, succeed};
-use crate::{cuda, e2e_haiku, layering, tests_run};
+use crate::{clients, cuda, e2e_haiku, layering, tests_run};
 
 /// Crates that others may take up alone; each must build and be tested without the rest of the workspace.
 const LIBRARIES: [&str; 8] =
@@ -32,6 +32,7 @@ pub(crate) fn run() -> Result<()> {
     steps.run("CUDA: kernels and the border to them", cuda::compile_only)?;
     let built = steps.run("building the tests", tests_run::build)?;
     steps.run("tests", || tests_run::run_built(&built, None))?;
+    steps.run("clients", || clients::run_built(&built, None))?;
     steps.run("haiku run", || e2e_haiku::run_built(&built))?;
     println!("\n{}", steps.summary());
     Ok(())

@@ -3,12 +3,12 @@
 //! The files are committed, so nobody needs Python to build or test; this is for whoever adds an architecture or doubts
 //! a number. The environment goes to `target/golden-venv`, and its packages are pinned beside the script.
 
-use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::cargo::{repository_root, succeed, target_dir};
+use crate::cargo::{repository_root, succeed};
+use crate::python;
 
 /// Remake the golden files with the reference implementation, in a Python environment of its own
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ const HAIKU: &str = "models/haiku/haiku-qwen2-5.8m-f16.gguf";
 pub(crate) fn run(args: &Args) -> Result<()> {
     let root = repository_root();
     let scripts = root.join(SCRIPTS);
-    let python = environment(&scripts)?;
+    let python = python::environment("golden-venv", &scripts.join("requirements.txt"))?;
     let mut script = Command::new(python);
     script
         .arg(scripts.join("make_golden.py"))
@@ -39,22 +39,4 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     succeed(&mut script)?;
     eprintln!("Done. `git diff --stat` shows what changed; nothing should where nothing was meant to.");
     Ok(())
-}
-
-/// The Python of an environment that holds what the scripts need, made if it is not there. Installing is left to pip
-/// each time: with everything in place it takes a second.
-fn environment(scripts: &Path) -> Result<std::path::PathBuf> {
-    let venv = target_dir().join("golden-venv");
-    let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    if !python.exists() {
-        eprintln!("Making a Python environment in {}", venv.display());
-        let mut make = Command::new("python3");
-        succeed(make.args(["-m", "venv"]).arg(&venv))
-            .context("python3 with its venv module is needed to remake goldens")?;
-    }
-    eprintln!("Installing what {SCRIPTS}/requirements.txt lists (PyTorch is large)");
-    let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]);
-    succeed(pip.arg(scripts.join("requirements.txt")))?;
-    Ok(python)
 }

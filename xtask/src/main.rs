@@ -2,11 +2,13 @@
 
 mod cargo;
 mod ci;
+mod clients;
 mod cuda;
 mod e2e_haiku;
 mod golden;
 mod layering;
 mod make_random;
+mod python;
 mod rust_source;
 mod tests_run;
 

@@ -6,15 +6,22 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{self, Executables};
+use crate::clients;
 
 /// Run every test of the workspace, the haiku run among them
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Run only tests whose names contain this
     filter: Option<String>,
+    /// Run published client packages against a worker instead, in a Python environment of their own
+    #[arg(long)]
+    clients: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.clients {
+        return clients::run(args.filter.as_deref());
+    }
     eprintln!("Building the workspace and its tests; the first time takes some minutes.");
     run_built(&build()?, args.filter.as_deref())
 }

@@ -1,0 +1,37 @@
+//! `cargo xtask test --clients`: published client packages, unmodified, against a running worker.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cargo::{self, Executables, repository_root};
+use crate::python;
+
+/// The tests, in Python since that is what the clients are written in.
+const SCRIPTS: &str = "tests/clients";
+
+/// Builds the worker and runs the clients whose tests' names contain `filter`.
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    let mut build = cargo::cargo(["build", "--package", "worker-orcd", "--bin", "worker-orcd"]);
+    run_built(&cargo::build(&mut build)?, filter)
+}
+
+/// Runs them against the worker that was built.
+pub(crate) fn run_built(built: &Executables, filter: Option<&str>) -> Result<()> {
+    let scripts = repository_root().join(SCRIPTS);
+    let python = environment(&scripts)?;
+    let mut tests = Command::new(python);
+    // Bytes of compiled scripts would lie among the sources.
+    tests.args(["-B", "-m", "unittest", "discover", "--verbose", "--start-directory"]).arg(&scripts);
+    if let Some(filter) = filter {
+        tests.args(["-k", filter]);
+    }
+    tests.env("WORKER_ORCD_BIN", built.get("worker-orcd")?);
+    cargo::succeed(&mut tests).context("a client does not get what it expects")
+}
+
+fn environment(scripts: &Path) -> Result<std::path::PathBuf> {
+    python::environment("clients-venv", &scripts.join("requirements.txt"))
+        .with_context(|| format!("{SCRIPTS}: the clients need Python 3 and, once, a package index"))
+}

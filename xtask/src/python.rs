@@ -1,0 +1,28 @@
+//! Python environments of the repository's own, below `target/`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cargo::{shown, succeed, target_dir};
+
+/// The Python of the environment `target/<name>`, made if it is not there, with what the file `requirements` lists.
+/// Installing is left to pip each time: with everything in place it takes a second.
+///
+/// # Errors
+/// `python3` or its module `venv` is missing, or pip fails.
+pub(crate) fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
+    let venv = target_dir().join(name);
+    let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    if !python.exists() {
+        eprintln!("Making a Python environment in {}", venv.display());
+        let mut make = Command::new("python3");
+        succeed(make.args(["-m", "venv"]).arg(&venv)).context("python3 with its module venv is needed for this")?;
+    }
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]).arg(requirements);
+    eprintln!("$ {}", shown(&pip));
+    succeed(&mut pip)?;
+    Ok(python)
+}
