@@ -10,8 +10,8 @@
 //! - An error is an [`ApiError`] with an [`ErrorCode`], as a response and as the last event of a stream alike.
 //!
 //! `POST /execute` and OpenAI's routes (`routes/openai`) differ in their words alone: both make a job, whose answers come as
-//! the same events. An answer is followed by a task of its own (`job/follower.rs`), between the engine, which never waits for a reader, and the
-//! connection, which may read as slowly as it likes. The task ends where either of them does.
+//! the same events. An answer is followed by a task of its own (`job/follower.rs`), between the engine, which never waits
+//! for a reader, and the connection, which may read as slowly as it likes. The task ends where either of them does.
 //!
 //! # Example
 //! A worker that is still loading says so:

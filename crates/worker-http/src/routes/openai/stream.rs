@@ -43,22 +43,16 @@ pub(super) struct Chunks<F> {
     answers: Answers,
     usage: Usage,
     options: StreamOptions,
-    n_choices: usize,
-    place: Place,
-}
-
-/// How far a stream has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Beginning,
-    Middle,
-    End,
+    /// Of each choice, whether its beginning is sent. It goes out with the first token and not before, so that a client
+    /// that takes the time until then measures something.
+    has_begun: Vec<bool>,
+    has_ended: bool,
 }
 
 impl<F: Form> Chunks<F> {
     pub(super) fn new(envelope: Envelope, form: F, answers: Answers, usage: Usage, options: StreamOptions) -> Self {
-        let n_choices = answers.n_open();
-        Self { envelope, form, answers, usage, options, n_choices, place: Place::Beginning }
+        let has_begun = vec![false; answers.n_open()];
+        Self { envelope, form, answers, usage, options, has_begun, has_ended: false }
     }
 
     fn chunk(&self, choice: F::Chunk) -> Bytes {
@@ -67,34 +61,36 @@ impl<F: Form> Chunks<F> {
         frame(&self.envelope.fill(F::CHUNK_OBJECT, &[choice], usage))
     }
 
-    fn beginning(&self) -> Bytes {
-        let first = (0..self.n_choices).filter_map(|index| self.form.first(index));
-        first.flat_map(|choice| self.chunk(choice)).collect()
-    }
-
-    /// What one event gives; nothing if its text is held back.
-    fn middle(&mut self, index: usize, event: Event) -> Option<Bytes> {
-        match event {
+    /// The chunks of one event; none if its text is held back.
+    fn chunks(&mut self, index: usize, event: Event) -> Bytes {
+        let next = match event {
             Event::Token(token) => {
                 self.usage.count_token();
-                self.form.next(index, &token).map(|choice| self.chunk(choice))
+                self.form.next(index, &token)
             }
             Event::End(end) => {
                 self.usage.count_end(index, &end);
-                Some(self.chunk(self.form.last(index, end.stop_reason.into())))
+                Some(self.form.last(index, end.stop_reason.into()))
             }
             Event::Error(error) => {
-                self.place = Place::End;
+                self.has_ended = true;
                 // The other choices are of no use to a client that has been told of a failure.
                 self.answers.cancel();
-                Some([frame(&ErrorBody::from(error)), done()].concat().into())
+                return [frame(&ErrorBody::from(error)), done()].concat().into();
             }
             Event::Started(_) | Event::Metrics(_) => None,
+        };
+        let begins = !std::mem::replace(&mut self.has_begun[index], true);
+        let first = begins.then(|| self.form.first(index)).flatten();
+        let mut chunks = BytesMut::new();
+        for choice in first.into_iter().chain(next) {
+            chunks.extend_from_slice(&self.chunk(choice));
         }
+        chunks.freeze()
     }
 
     fn end(&mut self) -> Bytes {
-        self.place = Place::End;
+        self.has_ended = true;
         let none: &[F::Chunk] = &[];
         let usage = self.options.include_usage.then(|| {
             let filled = self.envelope.fill(F::CHUNK_OBJECT, none, Some(Some(&self.usage)));
@@ -106,17 +102,11 @@ impl<F: Form> Chunks<F> {
 
 impl<F: Form> Frames for Chunks<F> {
     async fn next(&mut self) -> Option<Bytes> {
-        if self.place == Place::Beginning {
-            self.place = Place::Middle;
-            let beginning = self.beginning();
-            if !beginning.is_empty() {
-                return Some(beginning);
-            }
-        }
-        while self.place == Place::Middle {
+        while !self.has_ended {
             let Some((index, event)) = self.answers.next().await else { return Some(self.end()) };
-            if let Some(frames) = self.middle(index, event) {
-                return Some(frames);
+            let chunks = self.chunks(index, event);
+            if !chunks.is_empty() {
+                return Some(chunks);
             }
         }
         None

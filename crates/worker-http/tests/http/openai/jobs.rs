@@ -1,5 +1,7 @@
 //! Requests with several answers: taken whole or refused whole, ended whole.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use transformer::ExecutorError;
 
@@ -133,4 +135,18 @@ async fn more_answers_than_run_at_a_time_wait_their_turn() {
     assert_eq!(answer["usage"]["completion_tokens"], 48);
     let choices = answer["choices"].as_array().unwrap();
     assert!(choices.len() == 16 && choices.iter().all(|choice| choice["text"] == "abc"));
+}
+
+#[tokio::test]
+async fn nothing_but_comments_comes_before_the_first_token() {
+    let worker = Worker::start_with(Config { keep_alive: Duration::from_millis(20), ..Config::default() }).await;
+    worker.script("a");
+    worker.control.hold_after(0);
+    let mut stream = Stream::new(worker.post(CHAT, &chat(&json!({ "stream": true }))).await).await;
+    for _ in 0..2 {
+        assert_eq!(stream.frame().await.unwrap(), ": keep-alive");
+    }
+    worker.control.release();
+    until(&mut stream, |chunk| chunk == "[DONE]").await;
+    assert!(stream.transcript.contains("assistant"));
 }
