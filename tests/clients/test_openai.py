@@ -133,6 +133,15 @@ class Completions(unittest.TestCase):
             self.assertEqual(top[token], logprob)
             self.assertTrue(choice.text[offset:].startswith(token))
 
+    def test_penalties_and_biases_change_the_answer(self):
+        def tokens(**settings):
+            answer = complete(max_tokens=60, logprobs=0, extra_body={"ignore_eos": True}, **settings)
+            return answer.choices[0].logprobs.tokens
+
+        plain, penalized = tokens(), tokens(frequency_penalty=2, presence_penalty=2)
+        self.assertGreater(len(set(penalized)), len(set(plain)), "tokens repeat less")
+        self.assertEqual(tokens(logit_bias={"283": 100}), ["Write"] * 60)
+
     def test_ignore_eos_goes_on_to_the_limit(self):
         answer = complete(max_tokens=60, extra_body={"ignore_eos": True})
         self.assertEqual((answer.usage.completion_tokens, answer.choices[0].finish_reason), (60, "length"))

@@ -55,6 +55,8 @@ pub(crate) struct Generation {
     /// `None`: as many as the context leaves, which caps any number.
     pub(crate) max_tokens: Option<usize>,
     pub(crate) sampling: Sampling,
+    /// Each token once.
+    pub(crate) logit_bias: Vec<(u32, f32)>,
     pub(crate) stop: Vec<String>,
     /// `None`: one is drawn for each prompt.
     pub(crate) seed: Option<u64>,
@@ -123,7 +125,7 @@ fn engine_request(served: &Served, generation: &Generation, prompt: &Arc<[u32]>,
         max_tokens: generation.max_tokens.map_or(room, |n| n.min(room)),
         end_tokens: end_tokens.into(),
         sampling: generation.sampling.clone(),
-        logit_bias: Vec::new(),
+        logit_bias: generation.logit_bias.clone(),
         constraint: None,
         seed,
         n_logprobs: generation.n_logprobs,

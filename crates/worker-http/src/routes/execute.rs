@@ -78,8 +78,8 @@ fn parse(body: &str) -> Result<JobRequest, ApiError> {
             stop,
             seed,
             n_logprobs,
-            ignore_eos: false,
             reports_metrics: true,
+            ..Generation::default()
         },
     })
 }

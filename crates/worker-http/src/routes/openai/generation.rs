@@ -1,6 +1,6 @@
 //! The fields that chat and completions share: how many answers, and how each is made.
 
-use engine::Sampling;
+use engine::{MAX_BIAS, MAX_LOGIT_BIAS, MAX_PENALTY, Sampling};
 
 use super::stream::StreamOptions;
 use super::{structured, unsupported};
@@ -14,10 +14,6 @@ const MAX_N: u64 = 16;
 const MAX_STOPS: usize = 4;
 /// The longest stop string, in bytes: what is held back of an answer is at most this.
 const MAX_STOP_BYTES: usize = 100;
-/// The most tokens that `logit_bias` may name.
-const MAX_BIASES: usize = 1024;
-/// The greatest bias, up or down.
-const MAX_BIAS: f32 = 100.0;
 
 const STOP: TextRule = TextRule { len: 1..=MAX_STOP_BYTES, unit: Unit::Bytes, echo: true };
 /// Any name will do: there is one model.
@@ -67,13 +63,13 @@ pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
     let _ = fields.optional_text("model", &MODEL);
     unsupported::refuse(fields);
     structured::read(fields);
-    let sampling = read_sampling(fields, n_vocab);
     Asked {
         n: fields.integer("n", 1..=MAX_N).map_or(1, |n| n as usize),
         stream: StreamOptions::read(fields),
         generation: Generation {
             max_tokens: read_max_tokens(fields),
-            sampling,
+            sampling: read_sampling(fields),
+            logit_bias: read_logit_bias(fields, n_vocab),
             stop: fields.text_or_texts("stop", MAX_STOPS, &STOP).unwrap_or_default(),
             seed: read_seed(fields),
             n_logprobs: None,
@@ -104,10 +100,11 @@ fn read_seed(fields: &mut Fields<'_>) -> Option<u64> {
     seed.filter(|&seed| seed != -1).map(|seed| seed as u64)
 }
 
-fn read_sampling(fields: &mut Fields<'_>, n_vocab: usize) -> Sampling {
+fn read_sampling(fields: &mut Fields<'_>) -> Sampling {
     let rule = |min, max| NumberRule { min, above_min: false, max };
     let default = Sampling::default();
-    let sampling = Sampling {
+    let penalty = rule(-MAX_PENALTY, MAX_PENALTY);
+    Sampling {
         temperature: fields.number("temperature", &rule(0.0, 2.0)).unwrap_or(default.temperature),
         top_p: fields.number("top_p", &rule(0.0, 1.0)).unwrap_or(default.top_p),
         min_p: fields.number("min_p", &rule(0.0, 1.0)).unwrap_or(default.min_p),
@@ -118,35 +115,15 @@ fn read_sampling(fields: &mut Fields<'_>, n_vocab: usize) -> Sampling {
         repetition_penalty: fields
             .number("repetition_penalty", &NumberRule { min: 0.0, above_min: true, max: 2.0 })
             .unwrap_or(default.repetition_penalty),
-    };
-    let presence_penalty = fields.number("presence_penalty", &rule(-2.0, 2.0)).unwrap_or(0.0);
-    let frequency_penalty = fields.number("frequency_penalty", &rule(-2.0, 2.0)).unwrap_or(0.0);
-    let logit_bias = read_logit_bias(fields, n_vocab);
-    refuse_what_the_engine_lacks(fields, presence_penalty, frequency_penalty, &logit_bias);
-    sampling
-}
-
-/// Until the sampler knows them.
-fn refuse_what_the_engine_lacks(
-    fields: &mut Fields<'_>,
-    presence_penalty: f32,
-    frequency_penalty: f32,
-    logit_bias: &[(u32, f32)],
-) {
-    let asked = [
-        ("presence_penalty", presence_penalty != 0.0),
-        ("frequency_penalty", frequency_penalty != 0.0),
-        ("logit_bias", !logit_bias.is_empty()),
-    ];
-    for (field, _) in asked.into_iter().filter(|(_, is_asked)| *is_asked) {
-        fields.fault(field, "unsupported", "not supported", None);
+        presence_penalty: fields.number("presence_penalty", &penalty).unwrap_or(default.presence_penalty),
+        frequency_penalty: fields.number("frequency_penalty", &penalty).unwrap_or(default.frequency_penalty),
     }
 }
 
 /// Ids, as strings, with what is added to their logits. Of an id given twice, the last counts.
 fn read_logit_bias(fields: &mut Fields<'_>, n_vocab: usize) -> Vec<(u32, f32)> {
     let mut biases: Vec<(u32, f32)> = Vec::new();
-    for (name, raw) in fields.members("logit_bias", MAX_BIASES).unwrap_or_default() {
+    for (name, raw) in fields.members("logit_bias", MAX_LOGIT_BIAS).unwrap_or_default() {
         let id = name.parse::<u32>().ok().filter(|&id| (id as usize) < n_vocab);
         let bias = raw.get().parse::<f32>().ok().filter(|bias| bias.abs() <= MAX_BIAS);
         match (id, bias) {

@@ -225,6 +225,20 @@ async fn ignore_eos_goes_on_to_the_end() {
 }
 
 #[tokio::test]
+async fn biases_force_and_forbid_tokens() {
+    let worker = Worker::start().await;
+    worker.script("ab");
+    let (a, z) = (worker.ids("a")[0].to_string(), worker.ids("z")[0].to_string());
+    let ask_with = async |bias: Value| {
+        let body = json!({ "logit_bias": bias, "temperature": 0, "max_tokens": 4, "ignore_eos": true });
+        ask(&worker, COMPLETIONS, &completion(&body)).await["choices"][0]["text"].as_str().unwrap().to_owned()
+    };
+    assert!(ask_with(json!({})).await.starts_with("ab"));
+    assert_eq!(ask_with(json!({ z: 100 })).await, "zzzz");
+    assert!(!ask_with(json!({ a: -100 })).await.starts_with('a'));
+}
+
+#[tokio::test]
 async fn usage_tells_what_the_cache_had() {
     let worker = Worker::start().await;
     worker.script("a");
