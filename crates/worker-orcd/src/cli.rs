@@ -2,14 +2,15 @@
 //!
 //! This file is a table: it only says what can be written. A flag's value is checked here as far as it stands alone
 //! (ranges, names); what depends on other flags, on the model or on the machine is checked where it is used.
-//! Every flag of `serve` has an environment variable, `WORKER_ORCD_` and the flag's name: the flag wins over the
-//! variable, the variable over the default.
+//! Every flag of `serve` has an environment variable, `WORKER_ORCD_` and the flag's name, and is a key of the file that
+//! `--config` names (`config`): the flag wins over the variable, the variable over the file, the file over the default.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 /// The most sequences one step may hold: scratch memory and the batch grow with it.
 const MAX_SEQS: u64 = 256;
@@ -73,6 +74,12 @@ pub(crate) struct ServeArgs {
 
 /// Where the worker listens, and whom it tells.
 #[derive(Debug, Args)]
+
+    /// A TOML file with values for these flags, each under its long name: port = 9000. A flag wins over its environment
+    /// variable, that over the file, and the file over the default.
+    #[arg(long, value_name = "FILE", env = "WORKER_ORCD_CONFIG", hide_env_values = true)]
+    #[arg(help_heading = "Configuration")]
+    pub(crate) config: Option<PathBuf>,
 #[command(next_help_heading = "Worker")]
 pub(crate) struct WorkerArgs {
     /// Name of this worker in logs, /health and the ready callback [default: a fresh UUID].

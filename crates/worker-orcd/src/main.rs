@@ -1,6 +1,7 @@
 //! The worker: flags, start-up order, ready callback and subcommands; the only place that names a concrete device.
 //!
-//! `cli` is the table of everything that can be written on the command line; `commands` has one file per subcommand.
+//! `cli` is the table of everything that can be written on the command line, `config` reads it from a file; `commands` has
+//! one file per subcommand.
 //! `start` turns a file into a warm executor for all of them; `callback` tells an orchestrator.
 
 #[cfg(feature = "builtin-model")]
@@ -8,6 +9,7 @@ mod builtin;
 mod callback;
 mod cli;
 mod commands;
+mod config;
 mod device;
 mod fault;
 mod gpu;
@@ -23,14 +25,19 @@ mod verdict;
 
 use std::process::ExitCode;
 
+use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory as _, Parser as _};
 
 use cli::{Cli, Command};
+use config::Refused;
 
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
-    match run(cli) {
+    let outcome = match config::parse(std::env::args_os()) {
+        Ok(cli) => run(cli),
+        Err(Refused::CommandLine(error)) => refuse(&error),
+        Err(Refused::Config(error)) => Err(error),
+    };
+    match outcome {
         Ok(code) => code,
         Err(error) if error.is::<output::ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {

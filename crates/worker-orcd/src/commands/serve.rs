@@ -54,6 +54,9 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let _ = output::write(&format!("listening on http://{bound}\n"));
     let worker_id = args.worker.worker_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let model = args.worker.alias.clone().unwrap_or_else(|| source::name(&args.model));
+    if let Some(path) = &args.config {
+        tracing::info!("configuration from {}", path.display());
+    }
     tracing::info!("worker {worker_id} listens on http://{bound}");
     let state = AppState::new(Settings {
         worker_id: worker_id.clone(),

@@ -1,6 +1,6 @@
 //! What can be written on the command line, and where values come from.
 
-use crate::harness::{Worker, command, run, stdout_of};
+use crate::harness::{Files, Worker, command, error_of, run, stdout_of};
 
 #[test]
 fn help_explains_every_flag() {
@@ -47,4 +47,37 @@ fn says_which_variable_holds_a_bad_value() {
     assert!(stderr.contains("The value comes from the environment variable WORKER_ORCD_PORT."), "{stderr}");
     let output = command(&["-p", "few"]).env("WORKER_ORCD_PORT", "9").output().unwrap();
     assert!(!String::from_utf8(output.stderr).unwrap().contains("environment"));
+}
+
+#[test]
+fn a_variable_wins_over_the_file_and_that_over_the_default() {
+    let files = Files::new();
+    let config = files.write("worker.toml", b"worker-id = 'file'\nalias = 'file'\nport = 0\ndrain-timeout-sec = 1\n");
+    let health = |args: &[&str], variables: &[(&str, &str)]| {
+        let health = Worker::spawn(command(args).envs(variables.iter().copied())).health();
+        [&health["worker_id"], &health["model"]].map(|name| name.as_str().unwrap().to_owned())
+    };
+    assert_eq!(health(&["--config", &config], &[]), ["file", "file"]);
+    assert_eq!(health(&["--config", &config], &[("WORKER_ORCD_ALIAS", "variable")]), ["file", "variable"]);
+    let variables = [("WORKER_ORCD_CONFIG", config.as_str()), ("WORKER_ORCD_WORKER_ID", "variable")];
+    assert_eq!(health(&["--worker-id", "flag"], &variables), ["flag", "file"]);
+    assert_eq!(health(&["serve"], &variables), ["variable", "file"]);
+}
+
+#[test]
+fn says_where_in_the_file_a_fault_is() {
+    let files = Files::new();
+    let config = files.write("worker.toml", b"# first\nprot = 1\nport = 65536\n");
+    let error = files.unnamed(&error_of(&run(&["--config", &config])));
+    insta::assert_snapshot!(error);
+    let help = run(&["--config", &config, "--help"]);
+    assert!(stdout_of(&help).contains("--config <FILE>"));
+}
+
+#[test]
+fn a_file_for_serve_does_not_disturb_the_others() {
+    let output = command(&["inspect", "--help"]).env("WORKER_ORCD_CONFIG", "missing.toml").output().unwrap();
+    stdout_of(&output);
+    let output = command(&["generate", "a", "-n", "1"]).env("WORKER_ORCD_CONFIG", "missing.toml").output().unwrap();
+    stdout_of(&output);
 }
