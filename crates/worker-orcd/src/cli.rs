@@ -55,6 +55,10 @@ pub(crate) enum Command {
     Detokenize(DetokenizeArgs),
     /// Measure prompt and decode speed.
     Bench(Box<BenchArgs>),
+    /// Write a script that completes this command line in a shell.
+    Completions(CompletionsArgs),
+    /// Write a manual page, for man: worker-orcd man | man -l -.
+    Man(ManArgs),
 }
 
 /// `serve`.
@@ -70,16 +74,16 @@ pub(crate) struct ServeArgs {
     pub(crate) worker: WorkerArgs,
     #[command(flatten)]
     pub(crate) log: LogArgs,
-}
-
-/// Where the worker listens, and whom it tells.
-#[derive(Debug, Args)]
 
     /// A TOML file with values for these flags, each under its long name: port = 9000. A flag wins over its environment
     /// variable, that over the file, and the file over the default.
     #[arg(long, value_name = "FILE", env = "WORKER_ORCD_CONFIG", hide_env_values = true)]
     #[arg(help_heading = "Configuration")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// Where the worker listens, and whom it tells.
+#[derive(Debug, Args)]
 #[command(next_help_heading = "Worker")]
 pub(crate) struct WorkerArgs {
     /// Name of this worker in logs, /health and the ready callback [default: a fresh UUID].
@@ -362,6 +366,22 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     pub(crate) log: LogArgs,
+}
+
+/// `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell to write it for.
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+/// `man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The subcommand to explain [default: the worker, and serving].
+    #[arg(value_name = "COMMAND")]
+    pub(crate) command: Option<String>,
 }
 
 /// `--device`.

@@ -57,6 +57,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Tokenize(args)) => commands::tokenize::tokenize(&args).map(done),
         Some(Command::Detokenize(args)) => commands::tokenize::detokenize(&args).map(done),
         Some(Command::Bench(args)) => commands::bench::run(&args).map(done),
+        Some(Command::Completions(args)) => commands::table::completions(args.shell).map(done),
+        Some(Command::Man(args)) => commands::table::man(&args).map(done),
     }
 }
 
