@@ -61,7 +61,7 @@ pub use correlation::CORRELATION_ID;
 pub use error::{ApiError, ErrorCode, FieldError, RETRY_AFTER_SECS};
 pub use job::{MAX_TOKENS, drawn_seed};
 pub use server::{ServerLimits, serve};
-pub use state::{AppState, KEEP_ALIVE, ModelFacts, Phase, Served, Settings};
+pub use state::{AppState, KEEP_ALIVE, ModelFacts, Phase, Served, Settings, Vitals};
 pub use stop::{Scan, StopMatcher};
 
 /// The whole service: every route, and what holds for all of them.

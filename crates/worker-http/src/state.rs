@@ -72,6 +72,23 @@ pub enum Phase {
     Failed(String),
 }
 
+/// How the worker is at one moment. Device figures are the engine's last sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vitals {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Jobs being answered.
+    pub active_jobs: usize,
+    /// Jobs that wait for a place.
+    pub queued_jobs: usize,
+    /// Bytes held for weights, KV pool and scratch, wherever they are.
+    pub memory_bytes: u64,
+    /// Of these, bytes in GPU memory.
+    pub vram_bytes: u64,
+    /// Since the start.
+    pub uptime: Duration,
+}
+
 /// What every handler shares. Cloning it is cheap.
 #[derive(Clone)]
 pub struct AppState(Arc<Inner>);
@@ -158,6 +175,20 @@ impl AppState {
             return Phase::Failed(failure);
         }
         phase
+    }
+
+    /// How the worker is doing.
+    pub fn vitals(&self) -> Vitals {
+        let snapshot = self.snapshot();
+        let memory = snapshot.as_ref().map(|snapshot| snapshot.memory).unwrap_or_default();
+        Vitals {
+            phase: self.phase(),
+            active_jobs: snapshot.as_ref().map_or(0, |snapshot| snapshot.running),
+            queued_jobs: snapshot.as_ref().map_or(0, |snapshot| snapshot.waiting),
+            memory_bytes: memory.total_bytes(),
+            vram_bytes: memory.vram_bytes,
+            uptime: self.uptime(),
+        }
     }
 
     /// Returns once `POST /shutdown` was called. The caller drains and ends the process.

@@ -106,7 +106,8 @@ pub(crate) enum CallbackError {
 /// May be dropped at any time.
 pub(crate) async fn call(url: &Url, ready: &Ready, patience: &Patience) -> Result<(), CallbackError> {
     let shown = shown(url);
-    let client = client(url, patience).map_err(|source| CallbackError::Client { url: shown.clone(), source })?;
+    let client =
+        client(url, patience.request_timeout).map_err(|source| CallbackError::Client { url: shown.clone(), source })?;
     let began = tokio::time::Instant::now();
     let mut pause = patience.first_pause;
     for n_attempts in 1.. {
@@ -137,11 +138,12 @@ pub(crate) fn shown(url: &Url) -> String {
     url.to_string()
 }
 
-fn client(url: &Url, patience: &Patience) -> Result<Client, reqwest::Error> {
+/// A client for `url` and no other, whose requests may take `timeout`, connecting included.
+pub(crate) fn client(url: &Url, timeout: Duration) -> Result<Client, reqwest::Error> {
     // A second call finds a provider installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
-        .timeout(patience.request_timeout)
+        .timeout(timeout)
         // The URL is used verbatim: no proxy in between, and no redirect to another one.
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
@@ -193,7 +195,7 @@ async fn beginning(mut response: reqwest::Response) -> String {
 }
 
 /// reqwest's own words say "error sending request"; the reason is at the end of the chain.
-fn innermost(error: &reqwest::Error) -> String {
+pub(crate) fn innermost(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".to_owned();
     }

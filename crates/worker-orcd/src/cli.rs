@@ -24,6 +24,8 @@ const MAX_KV_MB: u64 = 1 << 24;
 const MAX_QUEUE: u64 = 1 << 16;
 /// The longest time limit that may be asked for, in seconds: one day.
 const MAX_TIMEOUT_SEC: u64 = 86_400;
+/// The longest pause between heartbeats, in seconds: one hour.
+const MAX_HEARTBEAT_SEC: u64 = 3_600;
 /// The most tokens `generate` may be asked for; the context caps it anyway.
 const MAX_TOKENS: u64 = MAX_CTX;
 
@@ -104,6 +106,12 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "URL", env = "WORKER_ORCD_CALLBACK_URL", hide_env_values = true)]
     #[arg(value_parser = parse_callback_url)]
     pub(crate) callback_url: Option<reqwest::Url>,
+
+    /// Seconds between heartbeats to the callback URL: state, jobs and memory, as JSON with "type": "heartbeat" [default: 0,
+    /// none].
+    #[arg(long, value_name = "N", env = "WORKER_ORCD_HEARTBEAT_SEC", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=MAX_HEARTBEAT_SEC))]
+    pub(crate) heartbeat_sec: Option<u64>,
 
     /// Name that the model goes by in answers and /health [default: the file's name].
     #[arg(long, value_name = "NAME", env = "WORKER_ORCD_ALIAS", hide_env_values = true)]

@@ -2,7 +2,8 @@
 //!
 //! `cli` is the table of everything that can be written on the command line, `config` reads it from a file; `commands` has
 //! one file per subcommand.
-//! `start` turns a file into a warm executor for all of them; `callback` tells an orchestrator.
+//! `start` turns a file into a warm executor for all of them; `callback` tells an orchestrator, and
+//! `heartbeat` keeps telling it.
 
 #[cfg(feature = "builtin-model")]
 mod builtin;
@@ -13,6 +14,7 @@ mod config;
 mod device;
 mod fault;
 mod gpu;
+mod heartbeat;
 mod kv_plan;
 mod logging;
 mod memory;

@@ -36,15 +36,14 @@ pub(crate) struct Health {
 }
 
 pub(crate) async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>) {
-    let (code, status, progress, message) = match state.phase() {
+    let vitals = state.vitals();
+    let (code, status, progress, message) = match vitals.phase {
         Phase::Loading(done) => (StatusCode::SERVICE_UNAVAILABLE, "loading", Some(done), None),
         Phase::Ready => (StatusCode::OK, "ready", None, None),
         Phase::Draining => (StatusCode::OK, "draining", None, None),
         Phase::Failed(reason) => (StatusCode::SERVICE_UNAVAILABLE, "failed", None, Some(reason)),
     };
     let facts = state.served().map(|served| served.facts.clone());
-    let snapshot = state.snapshot();
-    let memory = snapshot.as_ref().map(|snapshot| snapshot.memory).unwrap_or_default();
     let health = Health {
         status,
         worker_id: state.settings().worker_id.clone(),
@@ -56,11 +55,11 @@ pub(crate) async fn health(State(state): State<AppState>) -> (StatusCode, Json<H
         quant_kind: facts.as_ref().map(|facts| facts.quant_kind.clone()),
         device: facts.as_ref().map(|facts| facts.device.clone()),
         tokenizer_kind: facts.map(|facts| facts.tokenizer_kind),
-        memory_bytes: memory.total_bytes(),
-        vram_bytes_used: memory.vram_bytes,
-        active_jobs: snapshot.as_ref().map_or(0, |snapshot| snapshot.running),
-        queued_jobs: snapshot.as_ref().map_or(0, |snapshot| snapshot.waiting),
-        uptime_seconds: state.uptime().as_secs(),
+        memory_bytes: vitals.memory_bytes,
+        vram_bytes_used: vitals.vram_bytes,
+        active_jobs: vitals.active_jobs,
+        queued_jobs: vitals.queued_jobs,
+        uptime_seconds: vitals.uptime.as_secs(),
         progress,
         message,
     };

@@ -1,7 +1,7 @@
 //! `serve`: the start-up order, and the way down.
 //!
 //! Bind the port, answer `/health`, open and check the model, load and warm it up, become ready, call back; then serve
-//! until a signal or `POST /shutdown`, let live jobs finish, and leave.
+//! and beat until a signal or `POST /shutdown`, let live jobs finish, and leave.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 use weight_loader::ModelFile;
 use worker_http::{AppState, ModelFacts, Served, ServerLimits, Settings};
 
-use crate::callback::{self, CallbackError, Ready};
+use crate::callback::{self, Ready};
 use crate::cli::ServeArgs;
+use crate::heartbeat::Heartbeat;
 use crate::kv_plan::Pool;
 use crate::logging::{self, Quiet};
 use crate::progress::Loading;
@@ -48,6 +49,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 const CUT_OFF_GRACE: Duration = Duration::from_secs(2);
 
 async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    if let (Some(seconds @ 1..), None) = (args.worker.heartbeat_sec, &args.worker.callback_url) {
+        anyhow::bail!("--heartbeat-sec {seconds}: needs --callback-url, which says where to");
+    }
     let stop = signals::watch().context("cannot watch for signals")?;
     let (listener, bound) = bind(args).await?;
     // Whoever started the worker may read this line, whatever is logged; that nobody does is no reason to stop.
@@ -113,19 +117,27 @@ async fn work(
         capabilities: vec!["text-gen"],
     };
     let engine = become_ready(args, (loaded, template), model, state);
+    let mut heartbeat = None;
     let outcome = tokio::select! {
         biased;
         () = stop.cancelled() => Ok(()),
         () = state.shutdown_requested() => Ok(()),
         failure = failure_of(&engine) => {
             tracing::error!("the worker has failed and ends: {failure}");
+            heartbeat.iter().for_each(Heartbeat::look);
             tokio::time::sleep(FAILED_NOTICE).await;
             Err(anyhow::anyhow!("the engine has failed: {failure}"))
         }
-        Err(e) = call_back(orchestrator, ready, bound) => Err(e.into()),
+        Err(e) = call_back(args, orchestrator, ready, bound, state, &mut heartbeat) => Err(e),
     };
     let limit = if outcome.is_ok() { Duration::from_secs(args.worker.drain_timeout_sec) } else { Duration::ZERO };
+    // A failed worker stays one.
+    state.begin_drain();
+    heartbeat.iter().for_each(Heartbeat::look);
     leave(state, engine, limit).await;
+    if let Some(heartbeat) = heartbeat {
+        heartbeat.end().await;
+    }
     outcome
 }
 
@@ -259,16 +271,24 @@ async fn orchestrator(args: &ServeArgs, bound: SocketAddr) -> Option<&Url> {
     Some(url)
 }
 
-/// Tells the orchestrator, where there is one; then never returns.
+/// Tells the orchestrator, where there is one, and starts to tell it again and again, where that was asked for; then never
+/// returns.
 async fn call_back(
+    args: &ServeArgs,
     orchestrator: Option<&Url>,
     mut ready: Ready,
     bound: SocketAddr,
-) -> Result<std::convert::Infallible, CallbackError> {
+    state: &AppState,
+    heartbeat: &mut Option<Heartbeat>,
+) -> anyhow::Result<std::convert::Infallible> {
     if let Some(url) = orchestrator {
         ready.uri = callback::uri(bound, url).await;
         callback::call(url, &ready, &callback::PATIENCE).await?;
         tracing::info!("called back {}", callback::shown(url));
+        if let Some(seconds @ 1..) = args.worker.heartbeat_sec {
+            let interval = Duration::from_secs(seconds);
+            *heartbeat = Some(Heartbeat::start(url, interval, ready, state.clone()).context("--heartbeat-sec")?);
+        }
     }
     std::future::pending().await
 }

@@ -3,7 +3,9 @@
 use std::net::TcpListener;
 use std::time::Instant;
 
-use crate::harness::{Orchestrator, Worker, command, plain_error};
+use test_support::tiny_model::TinyModel;
+
+use crate::harness::{Files, Orchestrator, Worker, command, error_of, plain_error, run};
 
 #[test]
 fn is_made_once_ready_and_names_the_port_that_was_picked() {
@@ -67,4 +69,94 @@ fn its_own_address_means_standalone() {
     let (status, stderr) = worker.end();
     assert_eq!(status.code(), Some(0), "{stderr}");
     assert!(stderr.contains("is this worker's own address: standalone"), "{stderr}");
+}
+
+#[test]
+fn heartbeats_follow_it_and_tell_of_work_and_of_the_drain() {
+    let orchestrator = Orchestrator::start(&["200 OK"]);
+    let args = ["--worker-id", "w1", "--heartbeat-sec", "1", "--callback-url", &orchestrator.url];
+    let worker = Worker::start(&args);
+    let ready = orchestrator.next_call();
+    assert!(ready.get("type").is_none());
+    let beat = orchestrator.next_call();
+    assert_eq!((beat["type"].as_str(), beat["state"].as_str()), (Some("heartbeat"), Some("ready")));
+    assert_eq!((beat["active_jobs"].as_u64(), beat["queued_jobs"].as_u64()), (Some(0), Some(0)));
+    assert!(beat["uptime_seconds"].as_u64() >= Some(1));
+    for (field, value) in ready.as_object().unwrap() {
+        assert_eq!(&beat[field], value, "{field}: an orchestrator that was away learns it from a beat");
+    }
+    worker.signal("TERM");
+    // Ready may be told once more before the signal is seen.
+    let last = std::iter::repeat_with(|| orchestrator.next_call()).find(|beat| beat["state"] != "ready").unwrap();
+    assert_eq!(last["state"], "draining");
+    let (status, stderr) = worker.end();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    assert!(!stderr.contains("heartbeat to"), "{stderr}");
+}
+
+#[test]
+fn a_busy_worker_says_so_and_drains_as_soon_as_it_is_told() {
+    let files = Files::new();
+    let model = files.write("endless.gguf", &TinyModel { n_ctx: 1 << 20, ..TinyModel::default() }.build());
+    let orchestrator = Orchestrator::start(&["200 OK"]);
+    let worker = Worker::start(&["--model", &model, "--heartbeat-sec", "1", "--callback-url", &orchestrator.url]);
+    orchestrator.next_call();
+    let jobs: Vec<_> = (0..3).map(|i| keep_busy(&worker, i)).collect();
+    let busy = std::iter::repeat_with(|| orchestrator.next_call()).find(|beat| beat["state"] == "busy").unwrap();
+    assert!(busy["active_jobs"].as_u64().unwrap() + busy["queued_jobs"].as_u64().unwrap() > 0);
+    assert_eq!(worker.request("POST", "/shutdown", "").0, 202);
+    let draining =
+        std::iter::repeat_with(|| orchestrator.next_call()).find(|beat| beat["state"] == "draining").unwrap();
+    assert_eq!(draining["type"], "heartbeat");
+    drop(jobs);
+    assert_eq!(worker.end().0.code(), Some(0));
+}
+
+/// Submits one job after the other, as soon as the one before has ended, until the worker takes no more.
+fn keep_busy(worker: &Worker, i: usize) -> std::thread::JoinHandle<()> {
+    let address = worker.address;
+    std::thread::spawn(move || {
+        for n in 0.. {
+            let body = format!(r#"{{"job_id": "{i}-{n}", "prompt": "a", "max_tokens": 2048, "temperature": 0}}"#);
+            let Ok((200, _)) = crate::harness::request(address, "POST", "/execute", &body) else { return };
+        }
+    })
+}
+
+#[test]
+fn an_orchestrator_that_goes_away_costs_two_lines_of_log() {
+    let statuses = &["200 OK", "404 Not Found", "500 Internal Server Error", "204 No Content"];
+    let orchestrator = Orchestrator::start(statuses);
+    let worker = Worker::start(&["--heartbeat-sec", "1", "--callback-url", &orchestrator.url]);
+    for _ in statuses {
+        orchestrator.next_call();
+    }
+    assert_eq!(worker.health()["status"], "ready");
+    worker.signal("TERM");
+    let (status, stderr) = worker.end();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let lines: Vec<_> = stderr.lines().filter(|line| line.contains("heartbeat to")).collect();
+    assert_eq!(lines.len(), 2, "{stderr}");
+    assert!(lines[0].ends_with("answered 404 Not Found; working on without it"), "{stderr}");
+    assert!(lines[1].ends_with("taken again, after 2 that were not"), "{stderr}");
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn a_failed_worker_says_so_before_it_ends() {
+    let orchestrator = Orchestrator::start(&["200 OK"]);
+    let args = ["--port", "0", "--heartbeat-sec", "3600", "--callback-url", &orchestrator.url];
+    let worker = Worker::spawn(command(&args).env("WORKER_TEST_FAULT", "device-lost:3"));
+    orchestrator.next_call();
+    worker.request("POST", "/execute", r#"{"job_id": "a", "prompt": "a", "temperature": 0}"#);
+    let beat = orchestrator.next_call();
+    assert_eq!((beat["type"].as_str(), beat["state"].as_str()), (Some("heartbeat"), Some("failed")));
+    assert!(beat["message"].as_str().unwrap().contains("on demand"), "{beat}");
+    assert_eq!(worker.end().0.code(), Some(1));
+}
+
+#[test]
+fn a_heartbeat_needs_somebody_to_hear_it() {
+    let error = error_of(&run(&["--port", "0", "--heartbeat-sec", "5"]));
+    assert_eq!(error, "error: --heartbeat-sec 5: needs --callback-url, which says where to");
 }

@@ -129,22 +129,12 @@ impl Worker {
 
     /// Sends a request and reads status and body.
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let mut stream = self.send(method, path, body);
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).expect("an answer");
-        let (head, body) = reply.split_once("\r\n\r\n").expect("a head");
-        (head.split(' ').nth(1).expect("a status").parse().expect("a number"), body.to_owned())
+        request(self.address, method, path, body).expect("it answers")
     }
 
     /// Sends a request, for an answer that is read bit by bit.
     pub(crate) fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(self.address).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        let n_bytes = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
-        let request = format!("{head}Content-Type: application/json\r\nContent-Length: {n_bytes}\r\n\r\n{body}");
-        stream.write_all(request.as_bytes()).expect("it reads");
-        stream
+        send(self.address, method, path, body).expect("it listens")
     }
 
     /// `GET /health` as JSON.
@@ -191,6 +181,25 @@ impl Drop for Worker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Sends a request to a worker and reads status and body.
+pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = send(address, method, path, body)?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    let (head, body) = reply.split_once("\r\n\r\n").expect("a head");
+    Ok((head.split(' ').nth(1).expect("a status").parse().expect("a number"), body.to_owned()))
+}
+
+fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> std::io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let n_bytes = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    let request = format!("{head}Content-Type: application/json\r\nContent-Length: {n_bytes}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes())?;
+    Ok(stream)
 }
 
 fn first_line(stdout: ChildStdout) -> String {
