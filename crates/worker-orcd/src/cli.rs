@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Write one answer to standard output, as it is made.
     Generate(Box<GenerateArgs>),
+    /// Talk with a model at this terminal.
+    Chat(Box<ChatArgs>),
     /// Show what is in a GGUF file, and whether this worker can serve it.
     Inspect(InspectArgs),
     /// Read text from standard input and write its token ids as one JSON array.
@@ -239,8 +241,32 @@ pub(crate) struct GenerateArgs {
     pub(crate) log: LogArgs,
 }
 
-/// How the answer is chosen, with the limits and defaults of `POST /execute`.
+/// `chat`.
 #[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// What the model is told before the conversation; /system changes it.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) system: Option<String>,
+
+    /// Keep no history of what was typed; otherwise it is in worker-orcd/chat_history in $XDG_STATE_HOME or
+    /// ~/.local/state.
+    #[arg(long)]
+    pub(crate) no_history: bool,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// How the answer is chosen, with the limits and defaults of `POST /execute`.
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Answer")]
 pub(crate) struct SamplingArgs {
     /// The most tokens to generate; the context caps it.
@@ -453,7 +479,7 @@ fn parse_in(text: &str, rule: &str, fits: impl Fn(f32) -> bool) -> Result<f32, S
     if fits(value) { Ok(value) } else { Err(format!("needs {rule}")) }
 }
 
-fn parse_temperature(text: &str) -> Result<f32, String> {
+pub(crate) fn parse_temperature(text: &str) -> Result<f32, String> {
     parse_in(text, "0 to 2", |v| (0.0..=2.0).contains(&v))
 }
 

@@ -5,6 +5,7 @@
 //! `start` turns a file into a warm executor for all of them; `callback` tells an orchestrator, and
 //! `heartbeat` keeps telling it.
 
+mod answer;
 #[cfg(feature = "builtin-model")]
 mod builtin;
 mod callback;
@@ -55,6 +56,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         None => commands::serve::run(&cli.serve),
         Some(Command::Serve(args)) => commands::serve::run(&args),
         Some(Command::Generate(args)) => commands::generate::run(&args),
+        Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args).map(done),
         Some(Command::Tokenize(args)) => commands::tokenize::tokenize(&args).map(done),
         Some(Command::Detokenize(args)) => commands::tokenize::detokenize(&args).map(done),

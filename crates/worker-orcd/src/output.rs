@@ -2,6 +2,7 @@
 //!
 //! A reader that goes away (`worker-orcd … | head`) ends the command quietly.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 /// Standard output has no reader any more.
@@ -22,9 +23,31 @@ pub(crate) fn write(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Writes what a model has written: as it is to a file or a pipe; to a terminal without the characters that would command
+/// it, since nobody knows what a model writes.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) fn write_answer(text: &str) -> anyhow::Result<()> {
+    if is_terminal() { write(&harmless(text)) } else { write(text) }
+}
+
+/// The text with U+FFFD for control characters, escape among them, other than the ends of lines and tabs.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let is_command = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if text.contains(is_command) { text.replace(is_command, "\u{fffd}").into() } else { text.into() }
+}
+
 /// Writes a line to standard error. That nobody reads it is no reason to fail.
 pub(crate) fn note(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Writes a line to standard error that is less important than what is on standard output: dim on a terminal, where
+/// `NO_COLOR` is not set.
+pub(crate) fn aside(line: &str) {
+    let is_dim = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    note(&if is_dim { format!("\x1b[2m{line}\x1b[0m") } else { line.to_owned() });
 }
 
 /// Whether a person reads.
@@ -47,4 +70,15 @@ pub(crate) fn read_standard_input(limit: u64) -> anyhow::Result<String> {
     anyhow::ensure!(bytes.len() as u64 <= limit, "standard input has more than {limit} bytes, the limit");
     String::from_utf8(bytes)
         .map_err(|e| anyhow::anyhow!("standard input is not UTF-8: byte {}", e.utf8_error().valid_up_to()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_no_commands() {
+        assert_eq!(harmless("a\tb\n\u{e9}\u{1f600}"), "a\tb\n\u{e9}\u{1f600}");
+        assert_eq!(harmless("\x1b]0;title\x07\r\u{9b}2J"), "\u{fffd}]0;title\u{fffd}\u{fffd}\u{fffd}2J");
+    }
 }

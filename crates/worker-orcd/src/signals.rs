@@ -24,6 +24,43 @@ pub(crate) fn watch() -> io::Result<CancellationToken> {
     Ok(stop)
 }
 
+/// Ctrl-C alone, each time. From [`CtrlC::new`] on it does not end the process any more.
+#[cfg(unix)]
+pub(crate) struct CtrlC(tokio::signal::unix::Signal);
+
+#[cfg(unix)]
+impl CtrlC {
+    /// # Errors
+    /// When the handler cannot be installed. Needs a tokio runtime.
+    pub(crate) fn new() -> io::Result<Self> {
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).map(Self)
+    }
+
+    /// Returns when it is pressed.
+    pub(crate) async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Ctrl-C alone, each time.
+#[cfg(not(unix))]
+pub(crate) struct CtrlC;
+
+#[cfg(not(unix))]
+impl CtrlC {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    pub(crate) async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 #[cfg(unix)]
 struct Signals {
     interrupt: tokio::signal::unix::Signal,

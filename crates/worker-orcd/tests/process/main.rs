@@ -2,6 +2,7 @@
 
 mod bench;
 mod callback;
+mod chat;
 mod command_line;
 mod faults;
 mod generate;
