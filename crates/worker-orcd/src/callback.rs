@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use reqwest::header::RETRY_AFTER;
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Client, ClientBuilder, StatusCode, Url};
 use serde::Serialize;
 
 /// The body of the callback.
@@ -138,21 +138,23 @@ pub(crate) fn shown(url: &Url) -> String {
     url.to_string()
 }
 
-/// A client for `url` and no other, whose requests may take `timeout`, connecting included.
+/// A client for `url`, whose requests may take `timeout`, connecting included.
 pub(crate) fn client(url: &Url, timeout: Duration) -> Result<Client, reqwest::Error> {
+    builder(url).timeout(timeout).pool_max_idle_per_host(0).build()
+}
+
+/// What makes a client for `url` and no other: no proxy in between, and no redirect to another one.
+pub(crate) fn builder(url: &Url) -> ClientBuilder {
     // A second call finds a provider installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
-        .timeout(timeout)
-        // The URL is used verbatim: no proxy in between, and no redirect to another one.
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
-        .pool_max_idle_per_host(0)
         .user_agent(concat!("worker-orcd/", env!("CARGO_PKG_VERSION")));
     match url.scheme() {
         // Plain HTTP works on a machine without any certificates.
-        "http" => builder.tls_certs_only([]).build(),
-        _ => builder.build(),
+        "http" => builder.tls_certs_only([]),
+        _ => builder,
     }
 }
 

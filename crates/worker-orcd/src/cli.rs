@@ -26,6 +26,12 @@ const MAX_QUEUE: u64 = 1 << 16;
 const MAX_TIMEOUT_SEC: u64 = 86_400;
 /// The longest pause between heartbeats, in seconds: one hour.
 const MAX_HEARTBEAT_SEC: u64 = 3_600;
+/// The most clients of `bench --url`: each holds a connection.
+const MAX_CONCURRENCY: i64 = 4_096;
+/// The most requests of `bench --url`.
+const MAX_REQUESTS: i64 = 1_000_000;
+/// The most requests a second of `bench --url`.
+const MAX_RATE: f64 = 1e5;
 /// The most tokens `generate` may be asked for; the context caps it anyway.
 const MAX_TOKENS: u64 = MAX_CTX;
 
@@ -57,7 +63,7 @@ pub(crate) enum Command {
     Tokenize(TokenizeArgs),
     /// Read one JSON array of token ids from standard input and write their text.
     Detokenize(DetokenizeArgs),
-    /// Measure prompt and decode speed.
+    /// Measure prompt and decode speed, or with --url how a running server answers many clients.
     Bench(Box<BenchArgs>),
     /// Write a script that completes this command line in a shell.
     Completions(CompletionsArgs),
@@ -106,7 +112,7 @@ pub(crate) struct WorkerArgs {
 
     /// URL to POST to once the worker is ready, used exactly as given, past any proxy [default: none, standalone].
     #[arg(long, value_name = "URL", env = "WORKER_ORCD_CALLBACK_URL", hide_env_values = true)]
-    #[arg(value_parser = parse_callback_url)]
+    #[arg(value_parser = parse_http_url)]
     pub(crate) callback_url: Option<reqwest::Url>,
 
     /// Seconds between heartbeats to the callback URL: state, jobs and memory, as JSON with "type": "heartbeat" [default: 0,
@@ -381,6 +387,32 @@ pub(crate) struct BenchArgs {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repetitions: u32,
 
+    /// Measure a running server instead, through POST /execute: -p and -n then are the tokens of each prompt, about, and of
+    /// each answer, at most.
+    #[arg(long, value_name = "URL", value_parser = parse_http_url, help_heading = "A running server")]
+    #[arg(conflicts_with_all = ["suite", "depth", "batch", "repetitions"])]
+    pub(crate) url: Option<reqwest::Url>,
+
+    /// Clients, each of which sends a request as soon as its last one is answered.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "url", help_heading = "A running server")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_CONCURRENCY))]
+    pub(crate) concurrency: u32,
+
+    /// Requests a second, sent at random times whether or not others are answered (Poisson arrivals).
+    #[arg(long, value_name = "R", requires = "url", conflicts_with = "concurrency", help_heading = "A running server")]
+    #[arg(value_parser = parse_rate)]
+    pub(crate) request_rate: Option<f64>,
+
+    /// Requests to send, all of them together.
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "url", help_heading = "A running server")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_REQUESTS))]
+    pub(crate) requests: u32,
+
+    /// The key that the server wants.
+    #[arg(long, value_name = "KEY", env = "WORKER_ORCD_API_KEY", hide_env_values = true)]
+    #[arg(help_heading = "A running server")]
+    pub(crate) api_key: Option<String>,
+
     /// Prompt tokens are drawn at random from this seed.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
@@ -466,12 +498,17 @@ fn parse_host(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-fn parse_callback_url(text: &str) -> Result<reqwest::Url, String> {
+fn parse_http_url(text: &str) -> Result<reqwest::Url, String> {
     let url = reqwest::Url::parse(text).map_err(|e| format!("not a full URL: {e}"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(format!("scheme is `{}`, needs http or https", url.scheme()));
     }
     Ok(url)
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate: Option<f64> = text.parse().ok().filter(|rate| *rate > 0.0 && *rate <= MAX_RATE);
+    rate.ok_or_else(|| format!("needs a number above 0, at most {MAX_RATE}"))
 }
 
 fn parse_in(text: &str, rule: &str, fits: impl Fn(f32) -> bool) -> Result<f32, String> {
@@ -568,6 +605,10 @@ mod tests {
             &["generate", "x", "--repetition-penalty", "0"],
             &["generate", "x", "--stop", ""],
             &["generate", "x", "--prompt", "y"],
+            &["bench", "--request-rate", "1"],
+            &["bench", "--url", "http://h", "--request-rate", "0"],
+            &["bench", "--url", "http://h", "--request-rate", "1", "--concurrency", "2"],
+            &["bench", "--url", "http://h", "--suite"],
             &["--no-such-flag"],
             &["no-such-command"],
         ] {

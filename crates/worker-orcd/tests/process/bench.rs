@@ -3,7 +3,7 @@
 use serde_json::Value;
 use test_support::tiny_model::TinyModel;
 
-use crate::harness::{Files, error_of, run, stdout_of};
+use crate::harness::{Files, Worker, error_of, run, stdout_of};
 
 const QUICK: &[&str] = &["bench", "-p", "16,0", "-n", "4", "-d", "0,32", "-b", "1,3", "-r", "2"];
 
@@ -55,4 +55,57 @@ fn refuses_what_cannot_be_measured() {
     assert_eq!(error_of(&run(&["bench", "-p", "0", "-n", "0"])), "error: -p 0 -n 0: nothing to measure");
     let error = error_of(&run(&["bench", "-d", "500"]));
     assert_eq!(error, "error: a context of 1012 tokens was asked for, the model was made for at most 512");
+}
+
+fn load(worker: &Worker, args: &[&str]) -> Value {
+    let url = format!("http://{}", worker.address);
+    let args = [&["bench", "--url", &url, "-p", "40", "--requests", "20", "--json"], args].concat();
+    serde_json::from_str(&stdout_of(&run(&args))).unwrap()
+}
+
+#[test]
+fn a_running_server_is_measured_in_both_loops() {
+    let worker = Worker::ready(&[]);
+    for args in [&["-n", "8", "--concurrency", "4"][..], &["-n", "8", "--request-rate", "200"]] {
+        let report = load(&worker, args);
+        assert_eq!((report["answered"].as_u64(), report["failed"].as_u64()), (Some(20), Some(0)), "{report}");
+        let n_tokens = report["tokens_out"].as_u64().unwrap();
+        assert!((20..=20 * 8).contains(&n_tokens), "{report}");
+        let counts = ["ttft_ms", "inter_token_ms", "end_to_end_ms"].map(|name| report[name]["count"].as_u64().unwrap());
+        assert_eq!(counts, [20, n_tokens - 20, 20]);
+        for name in ["ttft_ms", "end_to_end_ms"] {
+            let [min, p50, p90, p99, max] =
+                ["min", "p50", "p90", "p99", "max"].map(|field| report[name][field].as_f64().unwrap());
+            assert!(0.0 < min && min <= p50 && p50 <= p90 && p90 <= p99 && p99 <= max, "{report}");
+        }
+        let mean_prompt = report["prompt_tokens"].as_f64().unwrap() / 20.0;
+        assert!((30.0..50.0).contains(&mean_prompt), "asked for about 40: {mean_prompt}");
+        assert!(report["tokens_per_sec"].as_f64().unwrap() > report["requests_per_sec"].as_f64().unwrap());
+    }
+}
+
+#[test]
+fn a_load_is_shown_as_a_table_with_bars() {
+    let worker = Worker::ready(&[]);
+    let url = format!("http://{}/", worker.address);
+    let table = stdout_of(&run(&["bench", "--url", &url, "-p", "20", "-n", "4", "--requests", "5"]));
+    assert!(table.contains("5 requests, 1 at a time; prompts of 20 tokens, answers of at most 4"), "{table}");
+    assert!(table.contains("errors   none") && table.contains('\u{2588}'), "{table}");
+}
+
+#[test]
+fn errors_of_a_server_are_counted_by_code() {
+    let files = Files::new();
+    let endless = files.write("endless.gguf", &TinyModel { n_ctx: 1 << 20, ..TinyModel::default() }.build());
+    let worker = Worker::ready(&["--model", &endless, "--max-seqs", "1", "--queue-limit", "1"]);
+    let report = load(&worker, &["-n", "2000", "--concurrency", "20"]);
+    let n_full = report["errors"]["QUEUE_FULL"].as_u64().unwrap();
+    assert!(n_full > 0, "{report}");
+    assert_eq!((report["failed"].as_u64(), report["answered"].as_u64()), (Some(n_full), Some(20 - n_full)));
+
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = error_of(&run(&["bench", "--url", &format!("http://{nobody}")]));
+    assert_eq!(error, "error: a first request was not answered: CONNECTION");
+    let error = error_of(&run(&["bench", "--url", "http://127.0.0.1:1", "-p", "1,2"]));
+    assert_eq!(error, "error: -p: with --url needs one number above 0");
 }

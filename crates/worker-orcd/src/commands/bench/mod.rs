@@ -1,6 +1,6 @@
 //! `bench`: how fast prompts are read and answers decoded, beside how fast this machine reads the same weights.
 //!
-//! The executor is driven directly: no HTTP; tokens are chosen only where the device does that itself. Every figure is the
+//! With `--url` a running server is measured instead: `load`. Otherwise the executor is driven directly: no HTTP; tokens are chosen only where the device does that itself. Every figure is the
 //! median of some repetitions, with the least and the most, after one that is not counted. Prompt tokens are drawn from a
 //! seed, so that a run can be repeated.
 //!
@@ -8,6 +8,7 @@
 //! read every matrix once, so no program decodes faster than this machine reads them.
 
 mod bandwidth;
+mod load;
 mod measure;
 mod report;
 
@@ -29,6 +30,9 @@ use report::Report;
 /// Runs the command.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     logging::init(&args.log, Quiet::Yes)?;
+    if let Some(url) = &args.url {
+        return load::run(args, url);
+    }
     let began = Instant::now();
     let file = source::open(&args.model)?;
     let n_ctx = ModelSpec::from_gguf(&file.gguf()?).with_context(|| format!("model {:?}", file.name()))?.n_ctx;
