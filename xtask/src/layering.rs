@@ -54,6 +54,7 @@ const KEPT: &[(&str, &[&str])] = &[
     ("minijinja", &["tokenizer"]),
     ("clap", &["worker-orcd", "worker-tests", "xtask"]),
     ("indicatif", &["worker-orcd", "xtask"]),
+    ("rustyline", &["worker-orcd"]),
     ("anyhow", &["worker-orcd", "worker-tests", "xtask"]),
     ("bindgen", &["cuda-sys"]),
     ("cmake", &["cuda-sys"]),

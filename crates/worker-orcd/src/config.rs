@@ -118,6 +118,13 @@ fn defaults(text: &str, name: &str, command: &Command) -> Result<Vec<FileValue>,
     if faults.is_empty() { Ok(defaults) } else { Err(Faults(faults)) }
 }
 
+/// Whether `text` has no faults.
+#[cfg(test)]
+pub(crate) fn check_text(text: &str) -> anyhow::Result<()> {
+    defaults(text, "text", &Cli::command())?;
+    Ok(())
+}
+
 /// One entry, checked by its flag; or what was expected and what was there.
 fn file_value(key: &str, value: &DeValue<'_>, command: &Command) -> Result<FileValue, String> {
     let arg = command.get_arguments().find(|arg| arg.get_long() == Some(key) && may_be_set(arg));

@@ -12,6 +12,8 @@ mod callback;
 mod cli;
 mod commands;
 mod config;
+#[cfg(test)]
+mod deploy_tests;
 mod device;
 mod fault;
 mod gpu;

@@ -142,7 +142,7 @@ fn an_orchestrator_that_goes_away_costs_two_lines_of_log() {
 }
 
 #[test]
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "fault-injection"))]
 fn a_failed_worker_says_so_before_it_ends() {
     let orchestrator = Orchestrator::start(&["200 OK"]);
     let args = ["--port", "0", "--heartbeat-sec", "3600", "--callback-url", &orchestrator.url];
