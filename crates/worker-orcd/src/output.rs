@@ -27,7 +27,7 @@ pub(crate) fn write(text: &str) -> anyhow::Result<()> {
 /// it, since nobody knows what a model writes.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) fn write_answer(text: &str) -> anyhow::Result<()> {
     if is_terminal() { write(&harmless(text)) } else { write(text) }
 }

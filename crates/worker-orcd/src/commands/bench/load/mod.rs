@@ -124,8 +124,8 @@ fn open_loop(server: &Server, plan: &Plan, rate: f64, began: Instant, bar: &Prog
         let (server, plan, bar) = (server.clone(), plan.clone(), bar.clone());
         async move {
             let due = began + at;
-            let prompt = arrivals::prompt(plan.n_words, plan.seed, i);
             tokio::time::sleep_until(due).await;
+            let prompt = arrivals::prompt(plan.n_words, plan.seed, i);
             let sample = server.ask(i, &prompt, plan.max_tokens, due).await;
             bar.inc(1);
             vec![sample]
