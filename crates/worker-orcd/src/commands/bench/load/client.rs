@@ -22,6 +22,7 @@ const CONNECTION: &str = "CONNECTION";
 pub(crate) struct Server {
     client: Client,
     execute: Url,
+    health: Url,
     api_key: Option<String>,
     /// Names the jobs of this run.
     run: String,
@@ -33,14 +34,24 @@ impl Server {
     /// # Errors
     /// A URL with nothing to add a path to; when no HTTP client can be made on this machine.
     pub(crate) fn new(url: &Url, api_key: Option<&str>) -> anyhow::Result<Self> {
-        let mut execute = url.clone();
-        let mut path = execute.path_segments_mut().map_err(|()| anyhow::anyhow!("--url {url}: needs a host"))?;
-        path.pop_if_empty().push("execute");
-        drop(path);
+        let route = |name| {
+            let mut route = url.clone();
+            let mut path = route.path_segments_mut().map_err(|()| anyhow::anyhow!("--url {url}: needs a host"))?;
+            path.pop_if_empty().push(name);
+            drop(path);
+            anyhow::Ok(route)
+        };
+        let (execute, health) = (route("execute")?, route("health")?);
         let client =
             callback::builder(url).read_timeout(LONGEST_SILENCE).build().context("cannot set up an HTTP client")?;
         let run = uuid::Uuid::new_v4().simple().to_string();
-        Ok(Self { client, execute, api_key: api_key.map(str::to_owned), run })
+        Ok(Self { client, execute, health, api_key: api_key.map(str::to_owned), run })
+    }
+
+    /// The longest prompt and answer together, if the server says so.
+    pub(crate) async fn context_length(&self) -> Option<usize> {
+        let health: Value = self.client.get(self.health.clone()).send().await.ok()?.json().await.ok()?;
+        usize::try_from(health["context_length"].as_u64()?).ok()
     }
 
     /// Asks, and listens to the end. Times count from `due`, when the request was to be sent: one that is sent late because

@@ -47,19 +47,32 @@ pub(crate) fn run(args: &BenchArgs, url: &Url) -> anyhow::Result<()> {
     let (n_prompt, max_tokens) = (one(&args.n_prompt, "-p")?, one(&args.n_gen, "-n")?);
     let server = Server::new(url, args.api_key.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
-    let (stats, wall) = runtime.block_on(async {
-        let n_words = words_for(&server, n_prompt as usize, args.seed).await?;
+    let (n_prompt, stats, wall) = runtime.block_on(async {
+        let n_prompt = prompt_that_fits(&server, n_prompt as usize, max_tokens as usize).await;
+        let n_words = words_for(&server, n_prompt, args.seed).await?;
         let plan = Plan { n_requests: args.requests as usize, n_words, max_tokens, seed: args.seed };
-        anyhow::Ok(load(&server, &plan, args).await)
+        let (stats, wall) = load(&server, &plan, args).await;
+        anyhow::Ok((n_prompt, stats, wall))
     })?;
-    report(args, url, &stats, wall)?;
+    report(args, url, n_prompt, &stats, wall)?;
     anyhow::ensure!(stats.n_answered > 0, "no request was answered");
     Ok(())
 }
 
-/// How many words make a prompt of about `n_tokens`, by asking the server, which this warms too.
+/// Tokens of a prompt: as many as wanted, or what the server's context leaves beside the answer.
+async fn prompt_that_fits(server: &Server, n_prompt: usize, max_tokens: usize) -> usize {
+    let Some(n_ctx) = server.context_length().await.filter(|&n_ctx| n_ctx < n_prompt + max_tokens) else {
+        return n_prompt;
+    };
+    let fits = n_ctx.saturating_sub(max_tokens).max(1).min(n_prompt);
+    output::note(&format!("prompts of {fits} tokens, not {n_prompt}: the server's context has {n_ctx}"));
+    fits
+}
+
+/// How many words make a prompt of about `n_tokens`, by asking the server, which this warms too. A word has one token or
+/// more.
 async fn words_for(server: &Server, n_tokens: usize, seed: u64) -> anyhow::Result<usize> {
-    let mut n_words = n_tokens;
+    let mut n_words = n_tokens.div_ceil(2);
     for i in 0..2 {
         let prompt = arrivals::prompt(n_words, seed, usize::MAX - 1 - i);
         anyhow::ensure!(
@@ -134,7 +147,7 @@ fn open_loop(server: &Server, plan: &Plan, rate: f64, began: Instant, bar: &Prog
     arrivals::poisson(plan.n_requests, rate, plan.seed).into_iter().enumerate().map(request).collect()
 }
 
-fn report(args: &BenchArgs, url: &Url, stats: &Stats, wall: Duration) -> anyhow::Result<()> {
+fn report(args: &BenchArgs, url: &Url, n_prompt: usize, stats: &Stats, wall: Duration) -> anyhow::Result<()> {
     if args.json {
         let mut report = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -142,7 +155,7 @@ fn report(args: &BenchArgs, url: &Url, stats: &Stats, wall: Duration) -> anyhow:
             "requests": args.requests,
             "concurrency": args.request_rate.is_none().then_some(args.concurrency),
             "request_rate": args.request_rate,
-            "prompt_tokens_asked": args.n_prompt[0],
+            "prompt_tokens_asked": n_prompt,
             "max_tokens": args.n_gen[0],
             "seed": args.seed,
         });
@@ -151,10 +164,10 @@ fn report(args: &BenchArgs, url: &Url, stats: &Stats, wall: Duration) -> anyhow:
         }
         return output::write(&(serde_json::to_string_pretty(&report)? + "\n"));
     }
-    output::write(&table(args, url, stats, wall))
+    output::write(&table(args, url, n_prompt, stats, wall))
 }
 
-fn table(args: &BenchArgs, url: &Url, stats: &Stats, wall: Duration) -> String {
+fn table(args: &BenchArgs, url: &Url, n_prompt: usize, stats: &Stats, wall: Duration) -> String {
     let seconds = wall.as_secs_f64();
     let load = match args.request_rate {
         Some(rate) => format!("{rate} requests/s at random times"),
@@ -170,7 +183,7 @@ fn table(args: &BenchArgs, url: &Url, stats: &Stats, wall: Duration) -> String {
          {:<18}{:>10}{:>10}{:>10}{:>10}{:>10}\n",
         crate::callback::shown(url),
         args.requests,
-        args.n_prompt[0],
+        n_prompt,
         args.n_gen[0],
         stats.n_answered,
         stats.n_answered as f64 / seconds,
