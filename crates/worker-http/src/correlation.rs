@@ -7,6 +7,7 @@ use axum::response::Response;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::account::OfJob;
 use crate::error::ErrorCode;
 
 /// The header's name.
@@ -24,7 +25,9 @@ pub(crate) async fn correlate(request: Request, next: Next) -> Response {
     let mut response = async {
         let response = next.run(request).await;
         let status = response.status().as_u16();
-        match response.extensions().get::<ErrorCode>() {
+        // A job has a line of its own, whatever came of it.
+        let is_of_job = response.extensions().get::<OfJob>().is_some();
+        match response.extensions().get::<ErrorCode>().filter(|_| !is_of_job) {
             Some(code) => tracing::info!(%method, path, status, code = code.label(), "refused"),
             None => tracing::debug!(%method, path, status, "answered"),
         }

@@ -26,6 +26,7 @@
 //!     model: "haiku".into(),
 //!     inference_timeout: None,
 //!     keep_alive: KEEP_ALIVE,
+//!     log_prompts: false,
 //! });
 //! let request = axum::http::Request::get("/health").body(axum::body::Body::empty()).unwrap();
 //! let response = app(state).oneshot(request).await.unwrap();
@@ -33,6 +34,7 @@
 //! # }
 //! ```
 
+mod account;
 mod answer;
 mod body;
 mod correlation;
@@ -59,14 +61,14 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use body::{BODY_READ_TIMEOUT, MAX_BODY_BYTES};
 pub use correlation::CORRELATION_ID;
 pub use error::{ApiError, ErrorCode, FieldError, RETRY_AFTER_SECS};
-pub use job::{MAX_TOKENS, drawn_seed};
+pub use job::{MAX_TOKENS, PROMPTS, drawn_seed};
 pub use server::{ServerLimits, serve};
 pub use state::{AppState, KEEP_ALIVE, ModelFacts, Phase, Served, Settings, Vitals};
 pub use stop::{Scan, StopMatcher};
 
 /// The whole service: every route, and what holds for all of them.
 pub fn app(state: AppState) -> Router {
-    routes::routes()
+    routes::routes(&state)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))

@@ -23,6 +23,8 @@ pub struct Settings {
     pub inference_timeout: Option<Duration>,
     /// Silence after which a stream carries a comment.
     pub keep_alive: Duration,
+    /// Whether prompts and answers are logged, at `debug` under [`PROMPTS`](crate::PROMPTS).
+    pub log_prompts: bool,
 }
 
 /// The default of [`Settings::keep_alive`]: half of the 30 seconds that common proxies wait at least.
@@ -135,6 +137,7 @@ impl AppState {
 
     /// The model is loaded and warm: work is welcome, unless a shutdown was asked for meanwhile. Only the first call counts.
     pub fn set_ready(&self, served: Served) {
+        self.0.metrics.model_loaded(&served.facts, &served.engine.snapshot());
         // A second model has nowhere to go; the first stays.
         let _ = self.0.served.set(served);
         self.change_phase(|phase| matches!(phase, Phase::Loading(_)).then_some(Phase::Ready));

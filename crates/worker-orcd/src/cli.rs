@@ -140,6 +140,11 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "N", env = "WORKER_ORCD_DRAIN_TIMEOUT_SEC", hide_env_values = true, default_value_t = 30)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=MAX_TIMEOUT_SEC))]
     pub(crate) drain_timeout_sec: u64,
+
+    /// Log every prompt and answer too, at debug and whatever --log-level says: for finding faults.
+    #[arg(long, env = "WORKER_ORCD_LOG_PROMPTS", hide_env_values = true, value_parser = BoolishValueParser::new())]
+    #[arg(help_heading = "Logging")]
+    pub(crate) log_prompts: bool,
 }
 
 /// Which model.

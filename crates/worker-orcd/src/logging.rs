@@ -18,14 +18,20 @@ pub(crate) enum Quiet {
     Yes,
 }
 
+/// Starts logging for the whole process; see [`init_with`].
+pub(crate) fn init(args: &LogArgs, default: Quiet) -> anyhow::Result<()> {
+    init_with(args, default, None)
+}
+
 /// Starts logging for the whole process.
 ///
-/// The filter is `--log-level`, else `RUST_LOG`, else `default`'s.
+/// The filter is `--log-level`, else `RUST_LOG`, else `default`'s; lines of the target `also` are written from `debug` on in
+/// any case.
 ///
 /// # Errors
 /// A filter that cannot be read, with the reason.
-pub(crate) fn init(args: &LogArgs, default: Quiet) -> anyhow::Result<()> {
-    let filter = filter(args.log_level.as_deref(), std::env::var("RUST_LOG").ok().as_deref(), default)?;
+pub(crate) fn init_with(args: &LogArgs, default: Quiet, also: Option<&str>) -> anyhow::Result<()> {
+    let filter = filter(args.log_level.as_deref(), std::env::var("RUST_LOG").ok().as_deref(), default, also)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| AboveTheBar);
     match args.log_format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
@@ -37,14 +43,19 @@ pub(crate) fn init(args: &LogArgs, default: Quiet) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn filter(flag: Option<&str>, rust_log: Option<&str>, default: Quiet) -> anyhow::Result<EnvFilter> {
+fn filter(flag: Option<&str>, rust_log: Option<&str>, default: Quiet, also: Option<&str>) -> anyhow::Result<EnvFilter> {
     let (source, text) = match (flag, rust_log) {
         (Some(text), _) => ("--log-level", text),
         (None, Some(text)) if !text.is_empty() => ("RUST_LOG", text),
         _ if default == Quiet::Yes => ("default", concat!("warn,", env!("CARGO_CRATE_NAME"), "::progress=info")),
         _ => ("default", "info"),
     };
-    EnvFilter::try_new(text).map_err(|e| anyhow::anyhow!("{source}: cannot read the filter {text:?}: {e}"))
+    let filter =
+        EnvFilter::try_new(text).map_err(|e| anyhow::anyhow!("{source}: cannot read the filter {text:?}: {e}"))?;
+    match also {
+        Some(target) => Ok(filter.add_directive(format!("{target}=debug").parse()?)),
+        None => Ok(filter),
+    }
 }
 
 /// Standard error, with the progress bar out of the way for each write. A log that nobody reads any more is no reason to
@@ -68,7 +79,7 @@ mod tests {
 
     #[test]
     fn the_flag_wins_over_rust_log_and_that_over_the_default() {
-        let shown = |flag, env, quiet| filter(flag, env, quiet).unwrap().to_string();
+        let shown = |flag, env, quiet| filter(flag, env, quiet, None).unwrap().to_string();
         assert_eq!(shown(Some("debug"), Some("error"), Quiet::No), "debug");
         assert_eq!(shown(None, Some("error"), Quiet::No), "error");
         assert_eq!(shown(None, Some(""), Quiet::No), "info");
@@ -76,8 +87,14 @@ mod tests {
     }
 
     #[test]
+    fn a_target_that_was_asked_for_is_heard_whatever_the_filter() {
+        let shown = filter(Some("error"), None, Quiet::No, Some("worker_http::prompts")).unwrap().to_string();
+        assert_eq!(shown, "worker_http::prompts=debug,error");
+    }
+
+    #[test]
     fn names_the_source_of_a_filter_it_cannot_read() {
-        let message = filter(Some("engine=loud"), None, Quiet::No).unwrap_err().to_string();
+        let message = filter(Some("engine=loud"), None, Quiet::No, None).unwrap_err().to_string();
         assert!(message.starts_with("--log-level: cannot read the filter \"engine=loud\""), "{message}");
     }
 }

@@ -15,6 +15,14 @@ pub(super) fn tokens_per_sec(n_tokens: usize, decode: Duration) -> f64 {
     ((n_tokens - 1) as f64 / decode.as_secs_f64() * 10.0).round() / 10.0
 }
 
+/// The time before a token.
+pub(super) enum Gap {
+    /// From acceptance to the first one.
+    BeforeFirst(Duration),
+    /// From the one before.
+    BetweenTokens(Duration),
+}
+
 /// When a job's milestones were seen from here: the engine's own figures come only with an answer that ends by itself.
 pub(super) struct Clock {
     pub(super) received: Instant,
@@ -33,10 +41,21 @@ impl Clock {
         self.admitted = Some(Instant::now());
     }
 
-    pub(super) fn token(&mut self) {
+    /// A token was seen.
+    pub(super) fn token(&mut self) -> Gap {
         let now = Instant::now();
-        self.first_token.get_or_insert(now);
-        self.last_token = Some(now);
+        match self.last_token.replace(now) {
+            Some(last) => Gap::BetweenTokens(now - last),
+            None => {
+                self.first_token = Some(now);
+                Gap::BeforeFirst(now - self.received)
+            }
+        }
+    }
+
+    /// From acceptance to the first token.
+    pub(super) fn before_first_token(&self) -> Option<Duration> {
+        self.first_token.map(|first| first - self.received)
     }
 
     /// Whether [`METRICS_INTERVAL`] has passed since the last time this was so, or since the first token.

@@ -13,12 +13,13 @@ use tokenizer::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::clock::{Clock, tokens_per_sec};
-use super::{Generation, cancelled};
+use super::clock::{Clock, Gap, tokens_per_sec};
+use super::record::{Ended, Ending, Record, reason_name};
+use super::{Generation, PROMPTS, cancelled};
 use crate::answer::AnswerText;
 use crate::error::{ApiError, ErrorCode};
 use crate::event::{End, Event, JobMetrics, StopReason, TokenEvent};
-use crate::live::LiveJob;
+use crate::metrics::AnswerFigures;
 use crate::state::{AppState, SHUTTING_DOWN};
 
 /// How an answer ended.
@@ -37,20 +38,25 @@ enum Outcome {
 pub(super) struct Follower {
     state: AppState,
     job: engine::Job,
-    /// Shared by all answers of the job: the name is free when the last has ended.
-    live: Arc<LiveJob>,
+    /// Shared by all answers of the job: it is counted, and its name free, when the last has ended.
+    record: Arc<Record>,
     answer: AnswerText,
     tokenizer: Arc<Tokenizer>,
     stop: Vec<String>,
     reports_metrics: bool,
     events: mpsc::Sender<Event>,
     clock: Clock,
-    /// Where the job has several answers, which one.
-    choice: Option<usize>,
+    /// Which of the job's answers it is.
+    choice: usize,
+    /// The most tokens that it may have.
+    max_tokens: usize,
     n_prompt: usize,
     n_cached: usize,
     /// Of several answers to one prompt, the first counts its tokens.
+    counts_prompt: bool,
     prompt_counted: bool,
+    /// The answer, where it is to be logged.
+    logged: Option<String>,
 }
 
 impl Follower {
@@ -59,23 +65,26 @@ impl Follower {
         tokenizer: &Arc<Tokenizer>,
         generation: &Generation,
         job: engine::Job,
-        live: Arc<LiveJob>,
+        record: Arc<Record>,
         events: mpsc::Sender<Event>,
     ) -> Self {
         Self {
             state: state.clone(),
             job,
-            live,
+            record,
             answer: AnswerText::new(tokenizer, &generation.stop),
             tokenizer: Arc::clone(tokenizer),
             stop: generation.stop.clone(),
             reports_metrics: generation.reports_metrics,
             events,
             clock: Clock::new(Instant::now()),
-            choice: None,
+            choice: 0,
+            max_tokens: 0,
             n_prompt: 0,
             n_cached: 0,
+            counts_prompt: false,
             prompt_counted: false,
+            logged: state.settings().log_prompts.then(String::new),
         }
     }
 
@@ -84,14 +93,14 @@ impl Follower {
         Self { clock: Clock::new(received), ..self }
     }
 
-    /// Which of the job's answers it is, where there are several.
-    pub(super) fn of_choice(self, choice: Option<usize>) -> Self {
-        Self { choice, ..self }
+    /// Which of the job's answers it is, and the most tokens that it may have.
+    pub(super) fn of_choice(self, choice: usize, max_tokens: usize) -> Self {
+        Self { choice, max_tokens, ..self }
     }
 
     /// How long its prompt is, and whether this answer is the one that counts it.
-    pub(super) fn after_prompt(self, n_prompt: usize, counts_it: bool) -> Self {
-        Self { n_prompt, prompt_counted: !counts_it, ..self }
+    pub(super) fn after_prompt(self, n_prompt: usize, counts_prompt: bool) -> Self {
+        Self { n_prompt, counts_prompt, ..self }
     }
 
     pub(super) fn spawn(self) {
@@ -110,7 +119,7 @@ impl Follower {
         let outcome = loop {
             let event = tokio::select! {
                 biased;
-                () = self.live.cancelled() => break Outcome::Error(cancelled()),
+                () = self.record.live.cancelled() => break Outcome::Error(cancelled()),
                 () = self.events.closed() => break Outcome::Disconnected,
                 () = self.state.cut_off_requested() => {
                     break Outcome::Error(ApiError::new(ErrorCode::NotReady, SHUTTING_DOWN));
@@ -138,8 +147,11 @@ impl Follower {
             }
             Some(EngineEvent::Token(token)) => {
                 self.count_prompt();
-                self.clock.token();
-                self.state.metrics().generation_tokens.inc();
+                let metrics = self.state.metrics();
+                match self.clock.token() {
+                    Gap::BeforeFirst(time) => metrics.first_token(time),
+                    Gap::BetweenTokens(time) => metrics.next_token(time),
+                }
                 let mut due = Vec::new();
                 let stop = self.answer.push(&self.tokenizer, token, &mut due);
                 self.send_tokens(due);
@@ -166,52 +178,57 @@ impl Follower {
         None
     }
 
-    /// Sends the terminal event, with the counters moved and the job's name free before the client can see it.
+    /// Sends the terminal event, with everything counted and logged, and the job's name free, before the client can see it.
     fn end(mut self, outcome: Outcome) {
+        // The engine is to know at once.
         drop(self.job);
         let mut due = Vec::new();
         let late_stop = self.answer.finish(&mut due);
         for event in due {
+            self.logged.iter_mut().for_each(|logged| logged.push_str(&event.t));
             // A client that is gone reads nothing; nothing depends on it.
             let _ = self.events.try_send(Event::Token(event));
         }
         let mut timings = self.clock.timings();
-        let tokens_out = self.answer.n_tokens();
-        let (label, terminal) = match outcome {
+        let n_generated = self.answer.n_tokens();
+        let (ending, terminal) = match outcome {
             Outcome::End { reason, stop, timings: measured } => {
                 timings = measured.unwrap_or(timings);
                 let stop = stop.or(late_stop).map(|stop| self.stop.swap_remove(stop));
                 let reason = if stop.is_some() { StopReason::StopSequence } else { reason };
-                let label = match reason {
-                    StopReason::MaxTokens => "max_tokens",
-                    StopReason::Eos => "eos",
-                    StopReason::StopSequence => "stop_sequence",
-                };
                 let end = End {
-                    tokens_out,
+                    tokens_out: n_generated,
                     decode_time_ms: timings.decode.as_millis() as u64,
                     stop_reason: reason,
                     stop_sequence_matched: stop,
                     n_cached: self.n_cached,
                 };
-                (label, Some(Event::End(end)))
+                (Ending::Complete(reason), Some(Event::End(end)))
             }
-            Outcome::Error(error) => (error.code.label(), Some(Event::Error(error.into()))),
-            Outcome::Disconnected => ("disconnected", None),
+            Outcome::Error(error) => (Ending::Error(error.clone()), Some(Event::Error(error.into()))),
+            Outcome::Disconnected => (Ending::Left, None),
         };
-        tracing::info!(
-            job_id = self.live.job_id(),
-            choice = self.choice,
-            prompt_tokens = self.n_prompt,
-            tokens_out,
-            queue_ms = timings.queued.as_millis() as u64,
-            prefill_ms = timings.prefill.as_millis() as u64,
-            decode_ms = timings.decode.as_millis() as u64,
-            tokens_per_sec = tokens_per_sec(tokens_out, timings.decode),
-            outcome = label,
-            "job done"
-        );
-        drop(self.live);
+        let figures = AnswerFigures {
+            n_prompt: self.counts_prompt.then_some(self.n_prompt),
+            n_computed: self.n_prompt.saturating_sub(self.n_cached),
+            n_generated,
+            max_tokens: self.max_tokens,
+            total: self.clock.received.elapsed(),
+            timings,
+        };
+        let is_complete = matches!(ending, Ending::Complete(_));
+        self.state.metrics().answer_done(ending.finish(), is_complete.then_some(&figures));
+        if let (Ending::Complete(reason), true) = (&ending, self.record.has_several()) {
+            let stop_reason = reason_name(*reason);
+            tracing::debug!(choice = self.choice, tokens_out = n_generated, stop_reason, "answer done");
+        }
+        if let Some(answer) = self.logged {
+            tracing::debug!(target: PROMPTS, choice = self.choice, answer, "answer");
+        }
+        let n_cached = if self.counts_prompt { self.n_cached } else { 0 };
+        let first_token = self.clock.before_first_token();
+        self.record.answer_ended(Ended { ending, n_generated, n_cached, timings, first_token });
+        drop(self.record);
         if let Some(terminal) = terminal {
             let _ = self.events.try_send(terminal);
         }
@@ -219,9 +236,9 @@ impl Follower {
 
     /// The prompt counts once it has been read, which its first token shows.
     fn count_prompt(&mut self) {
-        if !self.prompt_counted {
+        if self.counts_prompt && !self.prompt_counted {
             self.prompt_counted = true;
-            self.state.metrics().prompt_tokens.inc_by(self.n_prompt as u64);
+            self.state.metrics().prompt_read(self.n_prompt);
         }
     }
 
@@ -230,8 +247,11 @@ impl Follower {
         let _ = self.events.try_send(event);
     }
 
-    fn send_tokens(&self, due: Vec<TokenEvent>) {
-        due.into_iter().for_each(|event| self.send(Event::Token(event)));
+    fn send_tokens(&mut self, due: Vec<TokenEvent>) {
+        for event in due {
+            self.logged.iter_mut().for_each(|logged| logged.push_str(&event.t));
+            self.send(Event::Token(event));
+        }
     }
 
     fn send_metrics_if_due(&mut self) {

@@ -7,6 +7,7 @@
 mod clock;
 mod follower;
 mod prompt;
+mod record;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,14 +16,20 @@ use engine::rng::philox4x32;
 use engine::{Request, Sampling};
 use tokio::sync::mpsc;
 
+use crate::account;
 use crate::error::{ApiError, ErrorCode};
 use crate::event::Event;
 use crate::state::{AppState, Served};
 use follower::Follower;
 pub(crate) use prompt::{Prompt, on_encoder};
+use record::Record;
 
 /// The most tokens that one job of `POST /execute` may generate.
 pub const MAX_TOKENS: u64 = 2048;
+
+/// What lines with prompts and answers go by in a log filter; they are written at `debug`, and only where
+/// [`Settings::log_prompts`](crate::Settings::log_prompts) is set.
+pub const PROMPTS: &str = "worker_http::prompts";
 
 /// The most events that one answer can cause, and so wait for a slow reader: a token and at most one `metrics` for each
 /// id, and the terminal event. About 100 bytes each, 3 KB with 20 log-probabilities.
@@ -89,6 +96,12 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<Job, 
         let message = format!("job_id: expected a name that no live job has, got {:?}", request.job_id);
         return Err(ApiError::new(ErrorCode::DuplicateJob, message));
     };
+    if state.settings().log_prompts {
+        for (choice, prompt) in (0..).step_by(request.n).zip(&request.prompts) {
+            let prompt = prompt.to_string();
+            tracing::debug!(target: PROMPTS, job_id = request.job_id, choice, prompt, "prompt");
+        }
+    }
     let prompts = tokio::select! {
         prompts = prompt::encode(state, &served.tokenizer, request.prompts) => prompts?,
         () = live.cancelled() => return Err(cancelled()),
@@ -101,18 +114,19 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<Job, 
     let max_tokens: Vec<usize> = requests.iter().map(|request| request.max_tokens).collect();
     let jobs = served.engine.submit_all(requests)?;
 
-    let (live, is_one) = (Arc::new(live), jobs.len() == 1);
+    account::hand_to_job();
+    let n_prompt_tokens: Vec<usize> = prompts.iter().map(|prompt| prompt.len()).collect();
+    let record = Arc::new(Record::new(state, live, received, &n_prompt_tokens, n));
     let mut open = Vec::with_capacity(jobs.len());
     for (choice, (job, max_tokens)) in jobs.into_iter().zip(max_tokens).enumerate() {
         let (events, receiver) = mpsc::channel(max_events(max_tokens));
-        let follower = Follower::new(state, &served.tokenizer, &generation, job, Arc::clone(&live), events)
+        let follower = Follower::new(state, &served.tokenizer, &generation, job, Arc::clone(&record), events)
             .begun(received)
-            .of_choice((!is_one).then_some(choice))
-            .after_prompt(prompts[choice / n].len(), choice.is_multiple_of(n));
+            .of_choice(choice, max_tokens)
+            .after_prompt(n_prompt_tokens[choice / n], choice.is_multiple_of(n));
         follower.spawn();
         open.push((choice, receiver));
     }
-    let n_prompt_tokens = prompts.iter().map(|prompt| prompt.len()).collect();
     Ok(Job { n_prompt_tokens, seeds, answers: Answers { open, turn: 0 } })
 }
 

@@ -1,5 +1,6 @@
 //! What a job continues, and its way to token ids.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokenizer::{EncodeOptions, TokenId, Tokenizer};
@@ -46,6 +47,16 @@ impl Prompt {
     }
 }
 
+/// For the log, where it is wanted there.
+impl fmt::Display for Prompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text { text, .. } => f.write_str(text),
+            Self::Ids(ids) => write!(f, "{ids:?}"),
+        }
+    }
+}
+
 /// The ids of each prompt.
 pub(super) async fn encode(
     state: &AppState,
@@ -68,7 +79,9 @@ pub(crate) async fn on_encoder<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let lost = || ApiError::new(ErrorCode::Internal, "the prompt could not be encoded");
     let permit = state.encoders().acquire_owned().await.map_err(|_| lost())?;
+    let span = tracing::Span::current();
     let done = tokio::task::spawn_blocking(move || {
+        let _of_the_request = span.enter();
         // Held until the work is done, also where the client has left meanwhile.
         let _permit = permit;
         work()

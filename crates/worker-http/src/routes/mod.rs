@@ -8,19 +8,28 @@ mod openai;
 mod ready;
 mod shutdown;
 
-use axum::Router;
 use axum::routing::{get, post};
+use axum::{Router, middleware};
 
+use crate::account;
 use crate::state::AppState;
 pub(crate) use openai::in_openai_form;
 
-pub(crate) fn routes() -> Router<AppState> {
+pub(crate) fn routes(state: &AppState) -> Router<AppState> {
     Router::new()
-        .route("/execute", post(execute::execute))
+        .merge(generating(state))
         .route("/cancel", post(cancel::cancel))
         .route("/shutdown", post(shutdown::shutdown))
         .route("/health", get(health::health))
         .route("/ready", get(ready::ready))
         .route("/metrics", get(metrics::metrics))
-        .merge(openai::routes())
+        .merge(openai::models())
+}
+
+/// Routes that answer prompts. Their requests are accounted for.
+fn generating(state: &AppState) -> Router<AppState> {
+    Router::new()
+        .route("/execute", post(execute::execute))
+        .merge(openai::generating())
+        .route_layer(middleware::from_fn_with_state(state.clone(), account::keep))
 }

@@ -101,23 +101,6 @@ async fn health_counts_running_and_queued_jobs() {
 }
 
 #[tokio::test]
-async fn metrics_are_prometheus_text_under_the_names_of_vllm() {
-    let worker = Worker::start().await;
-    worker.script("abc");
-    worker.execute("job-1", "hi", json!({})).await.rest().await;
-    let response = worker.get("/metrics").await;
-    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
-    let text = response.text().await.unwrap();
-    let mut settings = insta::Settings::clone_current();
-    settings.add_filter(r"(worker_uptime_seconds\S*) [0-9.e-]+", "$1 [seconds]");
-    settings.add_filter(r"(worker_memory_bytes\S*) \d+", "$1 [bytes]");
-    let mut lines: Vec<&str> = text.lines().collect();
-    // A family's members come in the order of a hash map.
-    lines.sort_by_key(|line| line.starts_with("worker_memory_bytes{").then_some(*line));
-    settings.bind(|| insta::assert_snapshot!(lines.join("\n")));
-}
-
-#[tokio::test]
 async fn a_drain_finishes_what_is_live_and_refuses_what_is_new() {
     let mut worker = Worker::start().await;
     worker.script("abc");

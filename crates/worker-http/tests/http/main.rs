@@ -5,5 +5,6 @@ mod bad_input;
 mod jobs;
 mod life;
 mod log;
+mod metrics;
 mod openai;
 mod worker;

@@ -26,6 +26,7 @@ pub(crate) struct Config {
     pub(crate) inference_timeout: Option<Duration>,
     pub(crate) keep_alive: Duration,
     pub(crate) has_template: bool,
+    pub(crate) log_prompts: bool,
 }
 
 impl Default for Config {
@@ -37,6 +38,7 @@ impl Default for Config {
             inference_timeout: None,
             keep_alive: KEEP_ALIVE,
             has_template: true,
+            log_prompts: false,
         }
     }
 }
@@ -60,6 +62,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         model: "tiny".into(),
         inference_timeout: config.inference_timeout,
         keep_alive: config.keep_alive,
+        log_prompts: config.log_prompts,
     }
 }
 

@@ -32,7 +32,7 @@ const HTTP_THREADS: usize = 2;
 
 /// Runs the command until it is told to stop.
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
-    logging::init(&args.log, Quiet::No)?;
+    logging::init_with(&args.log, Quiet::No, args.worker.log_prompts.then_some(worker_http::PROMPTS))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .thread_name("http")
@@ -67,6 +67,7 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         model: model.clone(),
         inference_timeout: args.worker.inference_timeout_sec.map(Duration::from_secs),
         keep_alive: worker_http::KEEP_ALIVE,
+        log_prompts: args.worker.log_prompts,
     });
     let end_of_service = CancellationToken::new();
     let server = tokio::spawn(worker_http::serve(

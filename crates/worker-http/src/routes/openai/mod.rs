@@ -31,14 +31,21 @@ pub(crate) use errors::in_openai_form;
 use form::{Envelope, Form, Usage};
 use stream::{Chunks, StreamOptions};
 
-pub(super) fn routes() -> Router<AppState> {
+/// Routes that answer prompts.
+pub(super) fn generating() -> Router<AppState> {
     ["/v1", ""].into_iter().fold(Router::new(), |router, prefix| {
         let path = |path: &str| format!("{prefix}{path}");
         router
             .route(&path("/chat/completions"), post(chat::chat))
             .route(&path("/completions"), post(completions::completions))
-            .route(&path("/models"), get(models::list))
-            .route(&path("/models/{*model}"), get(models::retrieve))
+    })
+}
+
+/// Routes that tell of the model.
+pub(super) fn models() -> Router<AppState> {
+    ["/v1", ""].into_iter().fold(Router::new(), |router, prefix| {
+        let path = |path: &str| format!("{prefix}{path}");
+        router.route(&path("/models"), get(models::list)).route(&path("/models/{*model}"), get(models::retrieve))
     })
 }
 
