@@ -1,4 +1,5 @@
-//! `cargo xtask test --clients`: published client packages, unmodified, against a running worker.
+//! `cargo xtask test --clients`: published client packages, unmodified, against a running worker, and what others read of
+//! its metrics.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cargo::{self, Executables, repository_root};
-use crate::python;
+use crate::{promtool, python};
 
 /// The tests, in Python since that is what the clients are written in.
 const SCRIPTS: &str = "tests/clients";
@@ -28,6 +29,10 @@ pub(crate) fn run_built(built: &Executables, filter: Option<&str>) -> Result<()>
         tests.args(["-k", filter]);
     }
     tests.env("WORKER_ORCD_BIN", built.get("worker-orcd")?);
+    match promtool::find() {
+        Ok(promtool) => drop(tests.env("PROMTOOL", promtool)),
+        Err(error) => eprintln!("promtool cannot be had, and its test is skipped: {error:#}"),
+    }
     cargo::succeed(&mut tests).context("a client does not get what it expects")
 }
 

@@ -8,6 +8,7 @@ mod e2e_haiku;
 mod golden;
 mod layering;
 mod make_random;
+mod promtool;
 mod python;
 mod rust_source;
 mod tests_run;
