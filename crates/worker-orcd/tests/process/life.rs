@@ -116,17 +116,31 @@ fn post_shutdown_is_answered_while_the_model_loads() {
 }
 
 #[test]
-fn logs_are_json_where_asked_for() {
-    let worker = Worker::spawn(&mut command(&["--log-format", "json", "--port", "0", "--worker-id", "w"]));
+fn logs_are_json_where_asked_for_and_a_requests_lines_have_its_id() {
+    let worker =
+        Worker::spawn(&mut command(&["--log-format", "json", "--port", "0", "--worker-id", "w", "--log-prompts"]));
     worker.wait_for("/ready", 200);
+    worker.request("POST", "/execute", r#"{"job_id": "job\n7", "prompt": "two\nlines", "max_tokens": 3}"#);
+    worker.request("POST", "/execute", r#"{"job_id": 8}"#);
     worker.signal("TERM");
     let (_, stderr) = worker.end();
-    let messages: Vec<String> = stderr
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line)["message"].to_string())
-        .collect();
+    let lines = stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+    let lines: Vec<serde_json::Value> = lines.collect();
+    let messages: Vec<String> = lines.iter().map(|line| line["message"].to_string()).collect();
     assert!(messages.iter().any(|m| m.contains("ready in ")), "{stderr}");
     assert!(messages.iter().any(|m| m.contains("loading weights: 100 %")), "{stderr}");
+    // Before it is ready it says so to whoever asks.
+    let asked = lines.iter().filter(|line| line["path"] != "/ready");
+    let of_requests = asked.filter_map(|line| Some((line["message"].as_str()?, line.get("span")?)));
+    let (mut messages, mut ids): (Vec<&str>, Vec<&str>) =
+        of_requests.map(|(message, span)| (message, span["correlation_id"].as_str().expect("an id"))).unzip();
+    messages.sort_unstable();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!((messages.as_slice(), ids.len()), (&["answer", "job done", "prompt", "refused"][..], 2), "{stderr}");
+    let done = lines.iter().find(|line| line["message"] == "job done").expect("found above");
+    assert_eq!((&done["job_id"], &done["tokens_out"]), (&"job\n7".into(), &3.into()), "{stderr}");
+    assert!(done["total_ms"].is_u64() && done["outcome"] == "length", "{stderr}");
 }
 
 #[test]
