@@ -25,7 +25,9 @@ pub enum ErrorCode {
     InvalidRequest,
     /// The prompt leaves no room for one token.
     ContextLengthExceeded,
-    /// The request comes from a web page of another origin.
+    /// The request has no API key, or one that is not the worker's.
+    Unauthorized,
+    /// The request comes from a web page of another origin, or is for a name that the worker does not answer to.
     Forbidden,
     /// No such route.
     NotFound,
@@ -58,6 +60,7 @@ impl ErrorCode {
     pub fn status(self) -> StatusCode {
         match self {
             Self::InvalidRequest | Self::ContextLengthExceeded => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -78,6 +81,7 @@ impl ErrorCode {
         match self {
             Self::InvalidRequest => "INVALID_REQUEST",
             Self::ContextLengthExceeded => "CONTEXT_LENGTH_EXCEEDED",
+            Self::Unauthorized => "UNAUTHORIZED",
             Self::Forbidden => "FORBIDDEN",
             Self::NotFound => "NOT_FOUND",
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",

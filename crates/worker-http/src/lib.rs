@@ -6,7 +6,7 @@
 //! - [`AppState`] is there from the first moment, before the model is: `/health` answers while it loads. The binary moves
 //!   it along: [`AppState::set_progress`], [`AppState::set_ready`], [`AppState::drain`].
 //! - [`app`] is the whole service as an [`axum::Router`], which needs no socket to be tested.
-//! - [`serve`] runs it on a listener, within [`ServerLimits`].
+//! - [`serve`] runs it on a listener, within [`ServerLimits`]; [`Access`] says who may ask.
 //! - An error is an [`ApiError`] with an [`ErrorCode`], as a response and as the last event of a stream alike.
 //!
 //! `POST /execute` and OpenAI's routes (`routes/openai`) differ in their words alone: both make a job, whose answers come as
@@ -17,16 +17,19 @@
 //! A worker that is still loading says so:
 //! ```
 //! use tower::ServiceExt;
-//! use worker_http::{AppState, KEEP_ALIVE, Settings, app};
+//! use worker_http::{Access, AppState, BODY_READ_TIMEOUT, KEEP_ALIVE, Settings, app};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! let state = AppState::new(Settings {
 //!     worker_id: "worker-1".into(),
 //!     model: "haiku".into(),
+//!     model_file: "haiku.gguf".into(),
 //!     inference_timeout: None,
 //!     keep_alive: KEEP_ALIVE,
 //!     log_prompts: false,
+//!     body_read_timeout: BODY_READ_TIMEOUT,
+//!     access: Access::default(),
 //! });
 //! let request = axum::http::Request::get("/health").body(axum::body::Body::empty()).unwrap();
 //! let response = app(state).oneshot(request).await.unwrap();
@@ -35,6 +38,7 @@
 //! ```
 
 mod account;
+mod access;
 mod answer;
 mod body;
 mod correlation;
@@ -44,7 +48,6 @@ mod fields;
 mod job;
 mod live;
 mod metrics;
-mod origin;
 mod routes;
 mod server;
 mod sse;
@@ -55,9 +58,12 @@ use std::any::Any;
 
 use axum::http::{Method, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::{Router, middleware};
+use axum::{Extension, Router, middleware};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use body::BodyTimeout;
+
+pub use access::{Access, ApiKeys, CorsOrigins, HostRule, KeyError, MAX_KEY_BYTES, MAX_KEYS, OriginError};
 pub use body::{BODY_READ_TIMEOUT, MAX_BODY_BYTES};
 pub use correlation::CORRELATION_ID;
 pub use error::{ApiError, ErrorCode, FieldError, RETRY_AFTER_SECS};
@@ -68,13 +74,20 @@ pub use stop::{Scan, StopMatcher};
 
 /// The whole service: every route, and what holds for all of them.
 pub fn app(state: AppState) -> Router {
+    let settings = state.settings();
+    let cors = tower::util::option_layer(settings.access.cors_origins.layer());
+    let body_timeout = BodyTimeout(settings.body_read_timeout);
     routes::routes(&state)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(origin::same_origin))
+        .layer(middleware::from_fn_with_state(state.clone(), access::check_key))
+        // A browser asks whether it may ask without a key, and a page may read that its key is wrong.
+        .layer(cors)
+        .layer(middleware::from_fn_with_state(state.clone(), access::check_host_and_origin))
         .layer(middleware::from_fn(routes::in_openai_form))
         .layer(middleware::from_fn(correlation::correlate))
+        .layer(Extension(body_timeout))
         .with_state(state)
 }
 

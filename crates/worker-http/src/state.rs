@@ -8,6 +8,7 @@ use tokenizer::{ChatTemplate, Tokenizer};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::Access;
 use crate::error::{ApiError, ErrorCode};
 use crate::live::LiveJobs;
 use crate::metrics::Metrics;
@@ -19,12 +20,18 @@ pub struct Settings {
     pub worker_id: String,
     /// The model's name in answers and metrics.
     pub model: String,
+    /// The name of the model's file, without its folders.
+    pub model_file: String,
     /// The longest that a job may take from acceptance to its terminal event, its time in the queue included.
     pub inference_timeout: Option<Duration>,
     /// Silence after which a stream carries a comment.
     pub keep_alive: Duration,
     /// Whether prompts and answers are logged, at `debug` under [`PROMPTS`](crate::PROMPTS).
     pub log_prompts: bool,
+    /// The time that a request's body may take to arrive.
+    pub body_read_timeout: Duration,
+    /// Who may ask.
+    pub access: Access,
 }
 
 /// The default of [`Settings::keep_alive`]: half of the 30 seconds that common proxies wait at least.
@@ -238,6 +245,15 @@ impl AppState {
     /// The model, once it is loaded.
     pub(crate) fn served(&self) -> Option<&Served> {
         self.0.served.get()
+    }
+
+    /// The model, also while the worker drains.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotReady`], saying why.
+    pub(crate) fn loaded(&self) -> Result<&Served, ApiError> {
+        let loading = || ApiError::new(ErrorCode::NotReady, "the model is still loading");
+        self.served().ok_or_else(|| self.ready().err().unwrap_or_else(loading))
     }
 
     /// The engine's last figures, once there is an engine.

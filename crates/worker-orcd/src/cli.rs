@@ -83,6 +83,8 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) worker: WorkerArgs,
     #[command(flatten)]
+    pub(crate) access: AccessArgs,
+    #[command(flatten)]
     pub(crate) log: LogArgs,
 
     /// A TOML file with values for these flags, each under its long name: port = 9000. A flag wins over its environment
@@ -145,6 +147,48 @@ pub(crate) struct WorkerArgs {
     #[arg(long, env = "WORKER_ORCD_LOG_PROMPTS", hide_env_values = true, value_parser = BoolishValueParser::new())]
     #[arg(help_heading = "Logging")]
     pub(crate) log_prompts: bool,
+}
+
+/// Who may ask.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Access")]
+pub(crate) struct AccessArgs {
+    /// A key that requests must have (Authorization: Bearer KEY), but for /, /health, /ready and /metrics; may be given
+    /// several times. Other users of this machine can read it in the list of processes: the environment and --api-key-file
+    /// keep it to yourself.
+    #[arg(long, value_name = "KEY", env = "WORKER_ORCD_API_KEY", hide_env_values = true, hide_default_value = true)]
+    pub(crate) api_key: Vec<Secret>,
+
+    /// A file with further keys, one a line; blank lines and lines that begin with # do not count.
+    #[arg(long, value_name = "FILE", env = "WORKER_ORCD_API_KEY_FILE", hide_env_values = true)]
+    pub(crate) api_key_file: Option<PathBuf>,
+
+    /// An origin whose web pages may ask, such as https://app.example, beside the worker's own; * lets all. May be given
+    /// several times.
+    #[arg(long, value_name = "ORIGIN", env = "WORKER_ORCD_CORS_ORIGIN", hide_env_values = true, value_delimiter = ',')]
+    pub(crate) cors_origin: Vec<String>,
+
+    /// A name by which the worker may be called, beside addresses, localhost and the hosts of --cors-origin; * lets all. May
+    /// be given several times [default: none where --host is a loopback address, else all].
+    #[arg(long, value_name = "NAME", env = "WORKER_ORCD_ALLOWED_HOST", hide_env_values = true, value_delimiter = ',')]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) allowed_host: Vec<String>,
+}
+
+/// A value that nothing prints. Any text is one: a parser that refused it would show it.
+#[derive(Clone)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
+    }
 }
 
 /// Which model.

@@ -3,8 +3,9 @@
 //! `cli` is the table of everything that can be written on the command line, `config` reads it from a file; `commands` has
 //! one file per subcommand.
 //! `start` turns a file into a warm executor for all of them; `callback` tells an orchestrator, and
-//! `heartbeat` keeps telling it.
+//! `heartbeat` keeps telling it. `access` says who may ask.
 
+mod access;
 mod answer;
 #[cfg(feature = "builtin-model")]
 mod builtin;

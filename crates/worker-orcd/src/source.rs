@@ -23,6 +23,14 @@ pub(crate) fn model_ref(args: &ModelArgs) -> String {
     }
 }
 
+/// The name of the model's file, without its folders.
+pub(crate) fn file_name(args: &ModelArgs) -> String {
+    match &args.model {
+        Some(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        None => format!("builtin:{BUILT_IN}"),
+    }
+}
+
 /// The model's name in answers: its file's, without the ending.
 pub(crate) fn name(args: &ModelArgs) -> String {
     match &args.model {

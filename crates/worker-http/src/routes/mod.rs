@@ -1,12 +1,16 @@
 //! One file an endpoint, one line here.
 
+mod apply_template;
 mod cancel;
+mod detokenize;
 mod execute;
 mod health;
 mod metrics;
 mod openai;
+mod props;
 mod ready;
 mod shutdown;
+mod tokenize;
 
 use axum::routing::{get, post};
 use axum::{Router, middleware};
@@ -23,6 +27,10 @@ pub(crate) fn routes(state: &AppState) -> Router<AppState> {
         .route("/health", get(health::health))
         .route("/ready", get(ready::ready))
         .route("/metrics", get(metrics::metrics))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(detokenize::detokenize))
+        .route("/apply-template", post(apply_template::apply_template))
+        .route("/props", get(props::props))
         .merge(openai::models())
 }
 

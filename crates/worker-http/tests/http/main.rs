@@ -1,9 +1,11 @@
 //! The worker over a real socket, with a real tokenizer and a scripted executor.
 
+mod access;
 mod answers;
 mod bad_input;
 mod jobs;
 mod life;
+mod llama;
 mod log;
 mod metrics;
 mod openai;

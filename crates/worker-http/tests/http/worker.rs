@@ -13,7 +13,7 @@ use tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use worker_http::{AppState, KEEP_ALIVE, ModelFacts, Served, ServerLimits, Settings, serve};
+use worker_http::{Access, AppState, BODY_READ_TIMEOUT, KEEP_ALIVE, ModelFacts, Served, ServerLimits, Settings, serve};
 
 /// Longer than anything here takes, short enough to wait for when something hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) keep_alive: Duration,
     pub(crate) has_template: bool,
     pub(crate) log_prompts: bool,
+    pub(crate) body_read_timeout: Duration,
+    pub(crate) access: Access,
 }
 
 impl Default for Config {
@@ -39,6 +41,8 @@ impl Default for Config {
             keep_alive: KEEP_ALIVE,
             has_template: true,
             log_prompts: false,
+            body_read_timeout: BODY_READ_TIMEOUT,
+            access: Access::default(),
         }
     }
 }
@@ -60,9 +64,12 @@ pub(crate) fn settings(config: &Config) -> Settings {
     Settings {
         worker_id: "worker-1".into(),
         model: "tiny".into(),
+        model_file: "tiny.gguf".into(),
         inference_timeout: config.inference_timeout,
         keep_alive: config.keep_alive,
         log_prompts: config.log_prompts,
+        body_read_timeout: config.body_read_timeout,
+        access: config.access.clone(),
     }
 }
 

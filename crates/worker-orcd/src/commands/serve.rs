@@ -25,7 +25,7 @@ use crate::kv_plan::Pool;
 use crate::logging::{self, Quiet};
 use crate::progress::Loading;
 use crate::start::{self, Loaded};
-use crate::{fault, memory, output, signals, source};
+use crate::{access, fault, memory, output, signals, source};
 
 /// Threads that answer HTTP. Computing is done elsewhere; these only wait.
 const HTTP_THREADS: usize = 2;
@@ -52,6 +52,7 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     if let (Some(seconds @ 1..), None) = (args.worker.heartbeat_sec, &args.worker.callback_url) {
         anyhow::bail!("--heartbeat-sec {seconds}: needs --callback-url, which says where to");
     }
+    let access = access::from_args(&args.access, args.worker.host)?;
     let stop = signals::watch().context("cannot watch for signals")?;
     let (listener, bound) = bind(args).await?;
     // Whoever started the worker may read this line, whatever is logged; that nobody does is no reason to stop.
@@ -62,12 +63,16 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         tracing::info!("configuration from {}", path.display());
     }
     tracing::info!("worker {worker_id} listens on http://{bound}");
+    access::warn_of_open_doors(&access, bound);
     let state = AppState::new(Settings {
         worker_id: worker_id.clone(),
         model: model.clone(),
+        model_file: source::file_name(&args.model),
         inference_timeout: args.worker.inference_timeout_sec.map(Duration::from_secs),
         keep_alive: worker_http::KEEP_ALIVE,
         log_prompts: args.worker.log_prompts,
+        body_read_timeout: worker_http::BODY_READ_TIMEOUT,
+        access,
     });
     let end_of_service = CancellationToken::new();
     let server = tokio::spawn(worker_http::serve(

@@ -17,7 +17,9 @@ fn help_shows_no_value_of_the_environment() {
 
 #[test]
 fn refuses_what_it_does_not_know() {
-    for args in [&["--no-such-flag"][..], &["--api-key", "x"], &["no-such-command"], &["generate", "--port", "1"]] {
+    for args in
+        [&["--no-such-flag"][..], &["inspect", "--api-key", "x"], &["no-such-command"], &["generate", "--port", "1"]]
+    {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty());

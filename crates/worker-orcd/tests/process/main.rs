@@ -1,5 +1,6 @@
 //! The real binary as a process: what a shell, an orchestrator and a client see of it.
 
+mod access;
 mod bench;
 mod callback;
 mod chat;

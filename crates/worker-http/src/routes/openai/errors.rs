@@ -35,7 +35,7 @@ struct ErrorObject {
 impl From<ApiError> for ErrorBody {
     fn from(error: ApiError) -> Self {
         let first = error.errors.first();
-        let code = first.map_or_else(|| error.code.label().to_ascii_lowercase(), |fault| field_code(fault).into());
+        let code = first.map_or_else(|| own_code(error.code), |fault| field_code(fault).into());
         let param = first.map(|fault| fault.field.clone().into_owned());
         let mut message = error.message;
         if error.errors.len() > 1 {
@@ -57,11 +57,18 @@ impl From<ErrorEvent> for ErrorBody {
 
 fn kind(code: ErrorCode) -> &'static str {
     match code.status().as_u16() {
-        401 => "authentication_error",
         403 => "permission_error",
         429 => "rate_limit_error",
         400..499 => "invalid_request_error",
         _ => "server_error",
+    }
+}
+
+/// OpenAI's code where it has one, else the worker's own.
+fn own_code(code: ErrorCode) -> String {
+    match code {
+        ErrorCode::Unauthorized => "invalid_api_key".to_owned(),
+        code => code.label().to_ascii_lowercase(),
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) async fn retrieve(State(state): State<AppState>, Path(name): Path<Str
 }
 
 fn model(state: &AppState) -> Result<Model, ApiError> {
-    let Some(served) = state.served() else { return Err(state.ready().err().unwrap_or_else(loading)) };
+    let served = state.loaded()?;
     let begun = chrono::Utc::now().timestamp() - state.uptime().as_secs() as i64;
     Ok(Model {
         id: state.settings().model.clone(),
@@ -50,8 +50,4 @@ fn model(state: &AppState) -> Result<Model, ApiError> {
         owned_by: "worker-orcd",
         max_model_len: served.facts.context_length,
     })
-}
-
-fn loading() -> ApiError {
-    ApiError::new(ErrorCode::NotReady, "the model is still loading")
 }

@@ -1,0 +1,61 @@
+//! `POST /detokenize`: token ids to text, in llama-server's form.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use serde::Serialize;
+use tokenizer::{TokenId, Tokenizer};
+
+use crate::body::read_json;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::job::on_encoder;
+use crate::state::AppState;
+
+/// The longest text, in bytes: a token may stand for hundreds, so that a body of ids could ask for a hundred MB.
+const MAX_TEXT_BYTES: usize = 8 << 20;
+
+/// What `POST /detokenize` answers.
+#[derive(Serialize)]
+pub(crate) struct Detokenized {
+    content: String,
+}
+
+/// Special tokens are written out: what `POST /tokenize` read comes back.
+pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) -> Result<Json<Detokenized>, ApiError> {
+    let body = read_json(request).await?;
+    let tokenizer = Arc::clone(&state.loaded()?.tokenizer);
+    let mut fields = Fields::parse(&body, &["tokens"])?;
+    let ids = read_ids(&mut fields, &tokenizer);
+    fields.finish()?;
+    let ids = ids.unwrap_or_default();
+    let content = on_encoder(&state, move || tokenizer.decode_with(&ids, true)).await?;
+    Ok(Json(Detokenized { content }))
+}
+
+/// `tokens`; `None` with a fault.
+fn read_ids(fields: &mut Fields<'_>, tokenizer: &Tokenizer) -> Option<Vec<TokenId>> {
+    let n_vocab = tokenizer.n_vocab();
+    let Some(raw) = fields.raw("tokens") else {
+        fields.fault("tokens", "required", "expected a list of token ids, got nothing", None);
+        return None;
+    };
+    let ids: Option<Vec<TokenId>> = serde_json::from_str(raw.get()).ok();
+    let Some(ids) = ids.filter(|ids| ids.iter().all(|&id| (id as usize) < n_vocab)) else {
+        let message = format!("expected a list of token ids: integers from 0 to {}", n_vocab - 1);
+        fields.fault("tokens", "value", &message, None);
+        return None;
+    };
+    let n_bytes: usize = ids.iter().map(|&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum();
+    if n_bytes > MAX_TEXT_BYTES {
+        fields.fault(
+            "tokens",
+            "length",
+            &format!("expected at most {MAX_TEXT_BYTES} bytes of text, got {n_bytes}"),
+            None,
+        );
+        return None;
+    }
+    Some(ids)
+}
