@@ -3,33 +3,41 @@
 //! Each limit bounds what a client can cost that says nothing, sends half a request, reads nothing or never leaves. hyper
 //! ends a connection whose client has closed its side, half-closed ones too, and with it the job that streams over it.
 
+mod seats;
 mod stall;
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tower::ServiceExt;
 
 use crate::app;
 use crate::state::AppState;
+use seats::{BusyBody, Seat, Seats};
 use stall::StallGuard;
 
 /// Limits of [`serve`], for each connection and for all of them.
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
-    /// Connections at a time; more wait in the kernel until one ends. 512 stay below the usual limit of 1,024 open files.
+    /// Connections at a time. One more takes the place of the one that has been without a request longest; where all are
+    /// being answered, it waits for the first to end. 512 stay below the usual limit of 1,024 open files.
     pub max_connections: usize,
     /// The time a request's head may take to arrive; also how long an idle connection is kept.
     pub header_read_timeout: Duration,
     /// The longest head of a request, and hyper's read buffer; longer ones get 431.
     pub max_head_bytes: usize,
+    /// The most headers of a request; more get 431.
+    pub max_headers: usize,
     /// The longest a client may leave the connection full without reading. What it has not read by then is lost to it.
     pub write_stall_timeout: Duration,
     /// After the stop: the time to send what is left.
@@ -42,6 +50,7 @@ impl Default for ServerLimits {
             max_connections: 512,
             header_read_timeout: Duration::from_secs(20),
             max_head_bytes: 32 << 10,
+            max_headers: 100,
             write_stall_timeout: Duration::from_secs(60),
             flush_timeout: Duration::from_secs(5),
         }
@@ -56,10 +65,13 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// New work is refused by [`AppState::begin_drain`], not by `stop`: until `stop`, a draining worker still tells anyone
 /// who asks how it is.
 pub async fn serve(listener: TcpListener, state: AppState, limits: ServerLimits, stop: impl Future<Output = ()>) {
-    let service = TowerToHyperService::new(app(state));
+    let app = app(state);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.header_read_timeout).max_buf_size(limits.max_head_bytes);
-    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header_read_timeout)
+        .max_buf_size(limits.max_head_bytes)
+        .max_headers(limits.max_headers);
+    let seats = Seats::new(limits.max_connections);
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     tokio::pin!(stop);
@@ -68,24 +80,44 @@ pub async fn serve(listener: TcpListener, state: AppState, limits: ServerLimits,
             biased;
             () = &mut stop => break,
             Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &permits) => accepted,
+            accepted = accept(&listener) => accepted,
         };
-        match accepted {
-            Ok((stream, permit)) => {
-                let io = TokioIo::new(StallGuard::new(stream, limits.write_stall_timeout));
-                let connection = graceful.watch(http.serve_connection(io, service.clone()));
-                connections.spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "connection ended early");
-                    }
-                    drop(permit);
-                });
-            }
+        let stream = match accepted {
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
             }
-        }
+        };
+        let seat = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            seat = seats.take() => seat,
+        };
+        let guarded = StallGuard::new(stream, limits.write_stall_timeout);
+        let (unsent, flush_timeout) = (guarded.unsent(), limits.flush_timeout);
+        let (app, of_service) = (app.clone(), seat.clone());
+        let service = service_fn(move |request| answer(app.clone(), of_service.clone(), request));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(guarded), service));
+        connections.spawn(async move {
+            tokio::pin!(connection);
+            tokio::select! {
+                biased;
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection ended early");
+                    }
+                }
+                () = seat.closed() => {
+                    tracing::debug!("idle connection closed: another one needed its place");
+                    // The end of an answer, of which the client has not read enough.
+                    if unsent.is_any() {
+                        let _ = tokio::time::timeout(flush_timeout, connection).await;
+                    }
+                }
+            }
+        });
     }
     drop(listener);
     if tokio::time::timeout(limits.flush_timeout, graceful.shutdown()).await.is_err() {
@@ -94,13 +126,19 @@ pub async fn serve(listener: TcpListener, state: AppState, limits: ServerLimits,
     connections.shutdown().await;
 }
 
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
+/// Has the request answered, with its connection busy until the whole answer is sent.
+///
+/// # Errors
+/// The connection's place is another's already; this ends it.
+async fn answer(app: Router, seat: Seat, request: Request<Incoming>) -> io::Result<Response<BusyBody<Body>>> {
+    let under_way = seat.begin().ok_or(io::ErrorKind::ConnectionAborted)?;
+    let response = app.oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {});
+    Ok(response.map(|body| BusyBody::new(body, under_way)))
+}
+
+async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     let (stream, _) = listener.accept().await?;
     // A token is a small write that must not wait for the next one.
     stream.set_nodelay(true)?;
-    Ok((stream, permit))
+    Ok(stream)
 }

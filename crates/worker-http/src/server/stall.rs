@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,14 +16,30 @@ pub(super) struct StallGuard<T> {
     limit: Duration,
     /// Runs while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
+    unsent: Unsent,
+}
+
+/// Whether a write waits for the client to read.
+#[derive(Clone, Default)]
+pub(super) struct Unsent(Arc<AtomicBool>);
+
+impl Unsent {
+    pub(super) fn is_any(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl<T: Unpin> StallGuard<T> {
     pub(super) fn new(io: T, limit: Duration) -> Self {
-        Self { io, limit, stalled: None }
+        Self { io, limit, stalled: None, unsent: Unsent::default() }
+    }
+
+    pub(super) fn unsent(&self) -> Unsent {
+        self.unsent.clone()
     }
 
     fn guard<R>(&mut self, cx: &mut Context<'_>, progress: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        self.unsent.0.store(progress.is_pending(), Ordering::Relaxed);
         if progress.is_ready() {
             self.stalled = None;
             return progress;

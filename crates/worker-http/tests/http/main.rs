@@ -5,6 +5,7 @@ mod answers;
 mod bad_input;
 mod jobs;
 mod life;
+mod limits;
 mod llama;
 mod log;
 mod metrics;

@@ -1,0 +1,207 @@
+//! Who is connected, and who of them can be asked to leave.
+//!
+//! Connections have as many seats as [`ServerLimits::max_connections`](super::ServerLimits::max_connections). One that has no
+//! request under way is idle: it has not said what it wants yet, or has its answer and is kept for the next. When the seats
+//! are taken and somebody knocks, the one that has been idle longest is closed. So clients that connect and say nothing do not
+//! keep others out; only requests that are being answered do.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// All seats.
+#[derive(Clone)]
+pub(super) struct Seats {
+    free: Arc<Semaphore>,
+    idle: Arc<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
+    list: Mutex<IdleList>,
+    /// Somebody became idle.
+    joined: Notify,
+}
+
+#[derive(Default)]
+struct IdleList {
+    /// Counts up, so that the least is the one that has been idle longest.
+    next: u64,
+    by_age: BTreeMap<u64, CancellationToken>,
+}
+
+impl Idle {
+    fn lock(&self) -> MutexGuard<'_, IdleList> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, closed: CancellationToken) -> u64 {
+        let mut list = self.lock();
+        let number = list.next;
+        list.next += 1;
+        list.by_age.insert(number, closed);
+        drop(list);
+        self.joined.notify_one();
+        number
+    }
+
+    /// Whether it was still there.
+    fn remove(&self, number: u64) -> bool {
+        self.lock().by_age.remove(&number).is_some()
+    }
+
+    fn close_oldest(&self) -> bool {
+        let oldest = self.lock().by_age.pop_first();
+        oldest.inspect(|(_, closed)| closed.cancel()).is_some()
+    }
+}
+
+impl Seats {
+    pub(super) fn new(n: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(n)), idle: Arc::new(Idle::default()) }
+    }
+
+    /// A seat, somebody else's if there is no other way.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes no seat; at most one idle connection has been closed for nothing.
+    pub(super) async fn take(&self) -> Seat {
+        let permit = loop {
+            if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+                break permit;
+            }
+            // Where nobody is idle, the first to become so leaves, unless a seat is free before.
+            let evicted = self.idle.close_oldest();
+            tokio::select! {
+                permit = Arc::clone(&self.free).acquire_owned() => match permit {
+                    Ok(permit) => break permit,
+                    // The semaphore is never closed.
+                    Err(_) => std::future::pending().await,
+                },
+                () = self.idle.joined.notified(), if !evicted => {}
+            }
+        };
+        let closed = CancellationToken::new();
+        let number = self.idle.add(closed.clone());
+        Seat(Arc::new(Held { idle: Arc::clone(&self.idle), number: Mutex::new(Some(number)), closed, _permit: permit }))
+    }
+}
+
+/// One connection's seat, given back when the last clone is dropped.
+#[derive(Clone)]
+pub(super) struct Seat(Arc<Held>);
+
+struct Held {
+    idle: Arc<Idle>,
+    /// The place among the idle; none while a request is under way.
+    number: Mutex<Option<u64>>,
+    closed: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Seat {
+    /// Returns once the seat is another's.
+    pub(super) async fn closed(&self) {
+        self.0.closed.cancelled().await;
+    }
+
+    /// A request has begun; it is under way until the answer to this is dropped. None where the seat is another's already.
+    pub(super) fn begin(&self) -> Option<UnderWay> {
+        let number = self.0.number().take();
+        // HTTP/1 has one request at a time; should there be two, the seat is busy until the first is over.
+        number.is_none_or(|number| self.0.idle.remove(number)).then(|| UnderWay(Arc::clone(&self.0)))
+    }
+}
+
+impl Held {
+    fn number(&self) -> MutexGuard<'_, Option<u64>> {
+        self.number.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(number) = self.number().take() {
+            self.idle.remove(number);
+        }
+    }
+}
+
+/// A request under way.
+pub(super) struct UnderWay(Arc<Held>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let number = self.0.idle.add(self.0.closed.clone());
+        *self.0.number() = Some(number);
+    }
+}
+
+/// An answer's body, with the request it belongs to under way until it is sent.
+pub(super) struct BusyBody<B> {
+    body: B,
+    _under_way: UnderWay,
+}
+
+impl<B> BusyBody<B> {
+    pub(super) fn new(body: B, under_way: UnderWay) -> Self {
+        Self { body, _under_way: under_way }
+    }
+}
+
+impl<B: Body + Unpin> Body for BusyBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn the_one_that_has_been_idle_longest_leaves_for_a_new_one() {
+        let seats = Seats::new(3);
+        let (first, second, third) = (seats.take().await, seats.take().await, seats.take().await);
+        // The first has been served and is the youngest of the idle.
+        drop(first.begin().unwrap());
+        assert!(seats.take().now_or_never().is_none(), "nobody has left so far");
+        assert!(second.closed().now_or_never().is_some());
+        assert!(first.closed().now_or_never().is_none() && third.closed().now_or_never().is_none());
+        assert!(second.begin().is_none(), "a request that comes too late is not begun");
+        drop(second);
+        assert!(seats.take().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn nobody_leaves_who_is_being_answered() {
+        let seats = Seats::new(1);
+        let seat = seats.take().await;
+        let under_way = seat.begin().unwrap();
+        let mut newcomer = std::pin::pin!(seats.take());
+        assert!(newcomer.as_mut().now_or_never().is_none());
+        assert!(seat.closed().now_or_never().is_none());
+        drop(under_way);
+        assert!(newcomer.as_mut().now_or_never().is_none());
+        assert!(seat.closed().now_or_never().is_some(), "the first to become idle leaves");
+        drop(seat);
+        assert!(newcomer.now_or_never().is_some());
+    }
+}
