@@ -7,6 +7,7 @@ mod execute;
 mod health;
 mod metrics;
 mod openai;
+mod page;
 mod props;
 mod ready;
 mod shutdown;
@@ -32,6 +33,7 @@ pub(crate) fn routes(state: &AppState) -> Router<AppState> {
         .route("/apply-template", post(apply_template::apply_template))
         .route("/props", get(props::props))
         .merge(openai::models())
+        .merge(page::routes())
 }
 
 /// Routes that answer prompts. Their requests are accounted for.

@@ -10,4 +10,5 @@ mod llama;
 mod log;
 mod metrics;
 mod openai;
+mod page;
 mod worker;
