@@ -54,10 +54,7 @@ class Browser:
 class PageTest(unittest.TestCase):
     """A test with pages of its own. Whatever it does, no page asks anyone but its worker, and none meets a fault of its own."""
 
-    @classmethod
-    def setUpClass(cls):
-        cls.browser = Browser()
-        cls.addClassCleanup(cls.browser.close)
+    browser: Browser
 
     def setUp(self):
         self.asked, self.faults = [], []
@@ -93,6 +90,10 @@ class PageTest(unittest.TestCase):
     def answer(self):
         """The last answer of the mode that is on."""
         return self.page.locator("ol:not([hidden]) > li:last-child .answer")
+
+    def figures(self):
+        """The line below it, with ordinary spaces."""
+        return self.answer().locator(".figures").text_content().replace("\xa0", " ")
 
     def expect_end(self):
         expect(self.page.locator("#send")).to_be_visible()

@@ -10,9 +10,14 @@ import time
 import unittest
 from pathlib import Path
 
-from page import PATIENCE_MS, SECONDS, PageTest, expect
+from page import PATIENCE_MS, SECONDS, Browser, PageTest, expect
 
 HAIKU = 'Write a haiku about GPU computing that includes the word "forty-two"'
+
+
+def setUpModule():
+    PageTest.browser = Browser()
+    unittest.addModuleCleanup(PageTest.browser.close)
 
 
 class Chat(PageTest):
@@ -25,11 +30,8 @@ class Chat(PageTest):
         whole = self.worker.post("/v1/chat/completions", {"messages": messages, "temperature": 0})
         self.assertEqual(self.answer().locator("p").text_content(), whole["choices"][0]["message"]["content"])
         usage = whole["usage"]
-        figures = self.answer().locator(".figures")
-        expect(figures).to_contain_text(f"{usage['completion_tokens']} tokens in ")
-        expect(figures).to_contain_text(f"prompt {usage['prompt_tokens']}")
-        expect(figures).to_contain_text("seed 7")
-        self.assertRegex(figures.text_content(), r"first after [\d.]+\s(ms|s)")
+        self.assertRegex(self.figures(), rf"^{usage['completion_tokens']} tokens in \d+ ms · first after \d+ ms · ")
+        self.assertRegex(self.figures(), rf" · prompt {usage['prompt_tokens']} · seed 7$")
         expect(page.locator("#text")).to_be_focused()
 
     def test_what_was_said_before_and_the_system_prompt_are_part_of_the_request(self):
@@ -75,7 +77,7 @@ class Streams(PageTest):
     def test_text_appears_step_by_step(self):
         page = self.open(self.browser.slow())
         self.watch()
-        self.set(max_tokens=60)
+        self.set(max_tokens=100)
         self.send("One")
         expect(page.locator("#stop")).to_be_visible()
         self.expect_end()
@@ -83,13 +85,12 @@ class Streams(PageTest):
         self.assertEqual(lengths, sorted(lengths))
         self.assertGreater(len(set(lengths)), 10, lengths)
         self.assertEqual(lengths[-1], len(self.answer().locator("p").text_content()))
-        figures = self.answer().locator(".figures").text_content().replace("\xa0", " ")
-        self.assertIn("cut off at the limit", figures)
-        # What it says of its speed fits what it says of its time.
-        n, seconds, first_ms, rate = re.match(
-            r"(\d+) tokens in ([\d.]+) s · first after (\d+) ms · ([\d.]+) tokens/s", figures).groups()
-        self.assertEqual(n, "60")
-        self.assertAlmostEqual(float(rate), 60 / (float(seconds) - float(first_ms) / 1000), delta=float(rate) / 5)
+        told = re.match(r"100 tokens in ([\d.]+) (ms|s) · first after (\d+) ms · ([\d.]+) tokens/s · .*limit$", self.figures())
+        self.assertIsNotNone(told, self.figures())
+        # What it says of its speed fits what it says of its times. Those that arrive first, together, do not count.
+        time, unit, first_ms, rate = told.groups()
+        n = float(rate) * (float(time) * (1 if unit == "s" else 0.001) - float(first_ms) / 1000)
+        self.assertTrue(50 < n < 110, self.figures())
 
     def test_stop_ends_the_answer_and_frees_the_worker(self):
         for stop in (lambda page: page.locator("#stop").click(), lambda page: page.keyboard.press("Escape")):
@@ -183,14 +184,13 @@ class Errors(PageTest):
             ({"status": "loading", "progress": 0.425}, "loading 42 %"),
             ({"status": "draining"}, "draining: no new work"),
             ({"status": "failed", "message": "out of memory"}, "failed: out of memory"),
+            (None, "no answer from the worker"),
             ({"active_jobs": 3}, "ready, 3 in progress"),
         ]:
             page.unroute_all()
-            page.route("**/health", lambda route: route.fulfill(json={**health, **answer}))
+            page.route("**/health", lambda route: (
+                route.fulfill(json={**health, **answer}) if answer else route.abort("connectionrefused")))
             expect(state).to_have_text(words)
-        page.unroute_all()
-        page.route("**/health", lambda route: route.abort("connectionrefused"))
-        expect(state).to_have_text("no answer from the worker")
 
     def test_the_page_asks_for_the_key_once_and_again_where_it_is_wrong(self):
         page = self.open(self.browser.haiku())
@@ -254,7 +254,7 @@ class Everybody(PageTest):
 
     def test_every_control_has_a_name_and_answers_are_announced_when_whole(self):
         page = self.open(self.browser.slow())
-        nameless = page.evaluate("""() => [...document.querySelectorAll("input, textarea, output")]
+        nameless = page.evaluate("""() => [...document.querySelectorAll("input, textarea")]
             .filter((element) => element.labels.length === 0).map((element) => element.outerHTML)""")
         self.assertEqual(nameless, [])
         log = page.get_by_role("log")

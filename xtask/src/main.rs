@@ -1,5 +1,6 @@
 //! The repository's own commands, in Rust so that they run wherever the worker builds: `cargo xtask --help`.
 
+mod browser;
 mod cargo;
 mod ci;
 mod clients;

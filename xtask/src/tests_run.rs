@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{self, Executables};
-use crate::clients;
+use crate::{browser, clients};
 
 /// Run every test of the workspace, the haiku run among them
 #[derive(Debug, clap::Args)]
@@ -16,11 +16,20 @@ pub(crate) struct Args {
     /// Run published client packages against a worker instead, in a Python environment of their own
     #[arg(long)]
     clients: bool,
+    /// Drive the worker's page in headless Chromium instead: the one that CHROME names, or that is in PATH
+    #[arg(long, conflicts_with = "clients")]
+    browser: bool,
+    /// With --browser: make the documentation's pictures of the page, and test nothing
+    #[arg(long, requires = "browser", conflicts_with = "filter")]
+    screenshots: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.clients {
         return clients::run(args.filter.as_deref());
+    }
+    if args.browser {
+        return browser::run(args.filter.as_deref(), args.screenshots);
     }
     eprintln!("Building the workspace and its tests; the first time takes some minutes.");
     run_built(&build()?, args.filter.as_deref())
