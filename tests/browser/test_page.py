@@ -4,15 +4,14 @@
 """
 
 import json
-import os
 import re
 import time
 import unittest
-from pathlib import Path
 
 from page import PATIENCE_MS, SECONDS, Browser, PageTest, expect
 
 HAIKU = 'Write a haiku about GPU computing that includes the word "forty-two"'
+RAIN = "Write a haiku about rain"
 
 
 def setUpModule():
@@ -37,7 +36,7 @@ class Chat(PageTest):
     def test_what_was_said_before_and_the_system_prompt_are_part_of_the_request(self):
         page = self.open(self.browser.haiku())
         self.set(system="Be brief.", temperature=0.7, top_p=0.9, min_p=0.05, repetition_penalty=1.1, top_k=40, max_tokens=30)
-        self.send("Write a haiku about rain")
+        self.send(RAIN)
         self.expect_end()
         first = self.answer().locator("p").text_content()
         with page.expect_request("**/v1/chat/completions") as asked:
@@ -45,7 +44,7 @@ class Chat(PageTest):
         body = json.loads(asked.value.post_data)
         self.assertEqual(
             [(message["role"], message["content"]) for message in body["messages"]],
-            [("system", "Be brief."), ("user", "Write a haiku about rain"), ("assistant", first),
+            [("system", "Be brief."), ("user", RAIN), ("assistant", first),
              ("user", "Write a haiku about snow")],
         )
         settings = {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.1, "top_k": 40, "max_tokens": 30}
@@ -54,7 +53,7 @@ class Chat(PageTest):
 
     def test_again_asks_the_same_and_keeps_one_answer(self):
         page = self.open(self.browser.haiku())
-        self.send("Write a haiku about rain")
+        self.send(RAIN)
         self.expect_end()
         with page.expect_request("**/v1/chat/completions") as asked:
             page.get_by_role("button", name="Again").click()
@@ -64,10 +63,10 @@ class Chat(PageTest):
 
     def test_a_model_without_a_chat_template_explains_itself_and_offers_the_plain_prompt(self):
         page = self.open(self.browser.without_template())
-        self.send("Write a haiku about rain")
+        self.send(RAIN)
         expect(self.answer().get_by_role("alert")).to_contain_text("no chat template")
         page.get_by_role("button", name="Continue it as a plain prompt").click()
-        expect(page.locator("#text")).to_have_value("Write a haiku about rain")
+        expect(page.locator("#text")).to_have_value(RAIN)
         page.keyboard.press("Enter")
         self.expect_end()
         expect(self.answer().locator("p")).to_have_text(re.compile(r"\w+ \w+"))
@@ -155,7 +154,7 @@ class Errors(PageTest):
         self.expect_end()
         told = self.answer().get_by_role("alert")
         self.assertRegex(told.text_content(), r"^Prompt has \d+ tokens; the context of 512 leaves no room for an answer\.$")
-        self.send("Write a haiku about rain")
+        self.send(RAIN)
         self.expect_end()
         expect(self.answer().locator("p")).to_have_text(re.compile(r"\w+ \w+"))
 
@@ -169,11 +168,12 @@ class Errors(PageTest):
             page.unroute_all()
             page.route("**/v1/chat/completions", lambda route: route.fulfill(
                 content_type="text/event-stream", body=begin + rest))
-            self.send("Write a haiku about rain")
+            self.send(RAIN)
             expect(self.answer().get_by_role("alert")).to_have_text(words)
+            expect(self.answer().locator("p")).to_have_text("leaves")
         page.unroute_all()
         page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
-        self.send("Write a haiku about rain")
+        self.send(RAIN)
         expect(self.answer().get_by_role("alert")).to_contain_text("The worker does not answer.")
 
     def test_a_worker_that_is_busy_loading_or_failed_says_so(self):
@@ -185,7 +185,7 @@ class Errors(PageTest):
             ({"status": "draining"}, "draining: no new work"),
             ({"status": "failed", "message": "out of memory"}, "failed: out of memory"),
             (None, "no answer from the worker"),
-            ({"active_jobs": 3}, "ready, 3 in progress"),
+            ({"active_jobs": 3}, "ready, 3 other jobs"),
         ]:
             page.unroute_all()
             page.route("**/health", lambda route: (
@@ -202,7 +202,7 @@ class Errors(PageTest):
             return route.fulfill(status=401, json={"error": error})
 
         page.route("**/v1/**", guard)
-        self.send("Write a haiku about rain")
+        self.send(RAIN)
         dialog = page.get_by_role("dialog")
         expect(dialog).to_be_visible()
         page.keyboard.press("Escape")
@@ -267,10 +267,10 @@ class Everybody(PageTest):
         page = self.open(self.browser.haiku())
         page.locator("#panel summary").click()
         self.set_hidden("top_k", -1)
-        self.send("Write a haiku about rain")
+        self.send(RAIN)
         expect(page.locator("#top_k")).to_be_focused()
         expect(page.locator("#chat > li")).to_have_count(0)
-        expect(page.locator("#text")).to_have_value("Write a haiku about rain")
+        expect(page.locator("#text")).to_have_value(RAIN)
 
     def set_hidden(self, name, value):
         self.page.evaluate("([name, value]) => { document.getElementById(name).value = value }", [name, value])
@@ -308,31 +308,6 @@ class Everybody(PageTest):
         self.assertEqual(page.evaluate(moving), 1)
         page.locator("#stop").click()
         self.expect_end()
-
-
-@unittest.skipUnless("WORKER_SCREENSHOTS" in os.environ, "--screenshots makes pictures")
-class Screenshots(PageTest):
-    """Pictures for the documentation."""
-
-    def shoot(self, name, **options):
-        page = self.open(self.browser.haiku(), device_scale_factor=1.25, **options)
-        self.set_seed(3)
-        for prompt in (HAIKU, "Write a haiku about rain"):
-            self.send(prompt)
-            self.expect_end()
-        page.screenshot(path=Path(os.environ["WORKER_SCREENSHOTS"]) / f"{name}.png")
-
-    def set_seed(self, seed):
-        self.page.evaluate("(seed) => { document.querySelector('#seed').value = seed }", seed)
-
-    def test_light(self):
-        self.shoot("page-light", width=1080, height=720, color_scheme="light")
-
-    def test_dark(self):
-        self.shoot("page-dark", width=1080, height=720, color_scheme="dark")
-
-    def test_phone(self):
-        self.shoot("page-phone", width=360, height=720, has_touch=True, is_mobile=True)
 
 
 def contrast(*colors):

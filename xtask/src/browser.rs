@@ -28,7 +28,7 @@ const SLOW: &str = "--n-layers 8 --n-embd 512 --n-head 8 --n-kv 2 --n-ff 1536 --
 pub(crate) fn run(filter: Option<&str>, screenshots: bool) -> Result<()> {
     let mut build = cargo::cargo(["build", "--package", "worker-orcd", "--bin", "worker-orcd"]);
     let built = cargo::build(&mut build)?;
-    run_tests(&built, if screenshots { Some("Screenshots") } else { filter }, screenshots)
+    run_tests(&built, filter, screenshots)
 }
 
 /// Runs all tests against the worker that was built.
@@ -51,7 +51,7 @@ fn run_tests(built: &Executables, filter: Option<&str>, screenshots: bool) -> Re
     if screenshots {
         let pictures = root.join(PICTURES);
         std::fs::create_dir_all(&pictures).with_context(|| format!("making {}", pictures.display()))?;
-        tests.env("WORKER_SCREENSHOTS", pictures);
+        tests.args(["--pattern", "screenshots.py"]).env("WORKER_SCREENSHOTS", pictures);
     }
     tests.env("PYTHONPATH", root.join(SHARED)).env("CHROME", chrome);
     tests.env("WORKER_ORCD_BIN", built.get("worker-orcd")?);

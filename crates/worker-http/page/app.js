@@ -233,7 +233,10 @@ function showSettings() {
 
 function stateOf(health) {
   switch (health?.status) {
-    case "ready": return health.active_jobs > 0 ? `ready, ${health.active_jobs} in progress` : "ready";
+    case "ready": {
+      const others = health.active_jobs - (running ? 1 : 0);
+      return others > 0 ? `ready, ${others} other job${others === 1 ? "" : "s"}` : "ready";
+    }
     case "loading": return `loading ${Math.floor((health.progress ?? 0) * 100)} %`;
     case "draining": return "draining: no new work";
     case "failed": return `failed: ${health.message}`;
@@ -289,7 +292,7 @@ text.addEventListener("keydown", (event) => {
   submit();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") running?.abort();
+  if (event.key === "Escape" && !event.isComposing) running?.abort();
 });
 text.addEventListener("input", fitText);
 stop.addEventListener("click", () => running?.abort());

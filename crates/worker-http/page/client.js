@@ -19,7 +19,7 @@ export class WorkerError extends Error {
 /** The API key, for as long as the tab is open. */
 export const key = {
   get: () => sessionStorage.getItem(KEY),
-  set: (value) => sessionStorage.setItem(KEY, value),
+  set: (value) => sessionStorage.setItem(KEY, value.trim()),
 };
 
 /** What `GET /health` says, or null where nobody answers. It has a body also where its status is 503. */
@@ -41,15 +41,18 @@ export async function* answer(path, request, signal) {
   const response = await post(path, { ...request, stream: true, stream_options }, signal);
   for await (const arrived of events(response.body)) {
     const piece = { text: "" };
+    let failure = null;
     for (const data of arrived.filter((data) => data !== "[DONE]")) {
       const { choices, usage, error } = JSON.parse(data);
-      if (error) throw new WorkerError(sentence(error.message), error);
-      const choice = choices[0];
+      failure ??= error && new WorkerError(sentence(error.message), error);
+      const choice = choices?.[0];
       piece.text += choice?.delta?.content ?? choice?.text ?? "";
       piece.finish = choice?.finish_reason ?? piece.finish;
       piece.usage = usage ?? piece.usage;
     }
+    // What was written before it failed stays.
     yield piece;
+    if (failure) throw failure;
     if (arrived.includes("[DONE]")) return;
   }
   throw new WorkerError("The connection ended before the answer did.");
