@@ -84,6 +84,11 @@ impl Client {
         &self.base
     }
 
+    /// A `POST` of `body` to `path`, to be sent.
+    pub(crate) fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.http.post(format!("{}{path}", self.base)).json(body)
+    }
+
     /// `GET /health`.
     ///
     /// # Errors
