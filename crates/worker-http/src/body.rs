@@ -77,6 +77,12 @@ pub(crate) async fn read_json(request: Request) -> Result<String, ApiError> {
             format!("content-type: expected application/json, got {}", announced.as_deref().unwrap_or("none"));
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
+    utf8(bytes)
+}
+
+/// # Errors
+/// `INVALID_REQUEST`, with the offset of the first byte that is at fault.
+pub(crate) fn utf8(bytes: Vec<u8>) -> Result<String, ApiError> {
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         ApiError::field("body", "text", format!("body: not UTF-8 at byte {at}"))

@@ -24,11 +24,19 @@ pub(crate) async fn cancel(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<(StatusCode, Json<Cancelled>), ApiError> {
-    let body = read_json(request).await?;
-    let mut fields = Fields::parse(&body, &["job_id"])?;
-    let job_id = fields.required_text("job_id", &JOB_ID);
-    fields.finish()?;
-    let job_id = job_id.unwrap_or_default();
+    let job_id = parse(&read_json(request).await?)?;
     let live = state.jobs().cancel(&job_id);
     Ok((StatusCode::ACCEPTED, Json(Cancelled { job_id, live })))
+}
+
+/// Reads the name of the job.
+///
+/// # Errors
+/// Every fault at once.
+pub(super) fn parse(body: &str) -> Result<String, ApiError> {
+    let mut fields = Fields::parse(body, &["job_id"])?;
+    let job_id = fields.required_text("job_id", &JOB_ID);
+    fields.finish()?;
+    // There, or `finish` would have said so.
+    Ok(job_id.unwrap_or_default())
 }

@@ -46,7 +46,7 @@ const FIELDS: &[&str] = &[
 ///
 /// # Errors
 /// [`ErrorCode::InvalidRequest`] with every fault at once.
-fn parse(body: &str) -> Result<JobRequest, ApiError> {
+pub(super) fn parse(body: &str) -> Result<JobRequest, ApiError> {
     let from_0_to = |max| NumberRule { min: 0.0, above_min: false, max };
     let mut fields = Fields::parse(body, FIELDS)?;
     let job_id = fields.required_text("job_id", &JOB_ID);

@@ -8,6 +8,7 @@ mod health;
 mod metrics;
 mod openai;
 mod page;
+pub(crate) mod parsers;
 mod props;
 mod ready;
 mod shutdown;

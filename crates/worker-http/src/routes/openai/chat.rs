@@ -24,7 +24,7 @@ static FIELDS: LazyLock<Vec<&'static str>> =
 
 /// A conversation, checked.
 #[derive(Debug)]
-struct ChatRequest {
+pub(super) struct ChatRequest {
     messages: Vec<Value>,
     template_variables: Map<String, Value>,
     asked: Asked,
@@ -70,7 +70,7 @@ fn template(served: &Served) -> Result<Arc<ChatTemplate>, ApiError> {
 ///
 /// # Errors
 /// Every fault at once.
-fn parse(body: &str, n_vocab: usize) -> Result<ChatRequest, ApiError> {
+pub(super) fn parse(body: &str, n_vocab: usize) -> Result<ChatRequest, ApiError> {
     let mut fields = Fields::parse(body, &FIELDS)?;
     let messages = messages::read(&mut fields);
     let mut asked = generation::read(&mut fields, n_vocab);

@@ -28,7 +28,7 @@ static FIELDS: LazyLock<Vec<&'static str>> =
 
 /// A request, checked.
 #[derive(Debug)]
-struct CompletionRequest {
+pub(super) struct CompletionRequest {
     prompts: Prompts,
     echo: bool,
     asked: Asked,
@@ -68,7 +68,7 @@ pub(super) async fn completions(State(state): State<AppState>, request: Request)
 ///
 /// # Errors
 /// Every fault at once.
-fn parse(body: &str, n_vocab: usize) -> Result<CompletionRequest, ApiError> {
+pub(super) fn parse(body: &str, n_vocab: usize) -> Result<CompletionRequest, ApiError> {
     let mut fields = Fields::parse(body, &FIELDS)?;
     let prompts = Prompts::read(&mut fields, n_vocab);
     let mut asked = generation::read(&mut fields, n_vocab);

@@ -57,6 +57,16 @@ fn is_openai_path(path: &str) -> bool {
     ["/v1", "/chat/completions", "/completions", "/models"].into_iter().any(below)
 }
 
+/// What a body of chat has against it.
+pub(super) fn check_chat(body: &str, n_vocab: usize) -> Result<(), ApiError> {
+    chat::parse(body, n_vocab).map(drop)
+}
+
+/// What a body of completions has against it.
+pub(super) fn check_completions(body: &str, n_vocab: usize) -> Result<(), ApiError> {
+    completions::parse(body, n_vocab).map(drop)
+}
+
 /// A name for a job, with OpenAI's beginning. It is the answer's `id`, and `POST /cancel` knows it.
 fn new_id(beginning: &str) -> String {
     format!("{beginning}-{}", Uuid::new_v4().simple())

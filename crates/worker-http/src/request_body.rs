@@ -1,0 +1,47 @@
+//! What each route says to a body, without a worker behind it: what is fuzzed.
+
+use crate::body;
+use crate::error::ApiError;
+use crate::routes::parsers;
+
+/// A route that reads a JSON body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestBody {
+    /// `POST /execute`.
+    Execute,
+    /// `POST /cancel`.
+    Cancel,
+    /// `POST /v1/chat/completions`.
+    Chat,
+    /// `POST /v1/completions`.
+    Completions,
+}
+
+impl RequestBody {
+    /// Every one of them.
+    pub const ALL: [Self; 4] = [Self::Execute, Self::Cancel, Self::Chat, Self::Completions];
+
+    /// The name of its fuzz target, and of the folder with the target's seeds.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Execute => "execute_body",
+            Self::Cancel => "cancel_body",
+            Self::Chat => "chat_body",
+            Self::Completions => "completions_body",
+        }
+    }
+
+    /// Reads a body as the route does that takes it, for a model with `n_vocab` tokens, which is at least 1.
+    ///
+    /// # Errors
+    /// [`crate::ErrorCode::InvalidRequest`] with every fault at once.
+    pub fn check(self, bytes: &[u8], n_vocab: usize) -> Result<(), ApiError> {
+        let body = body::utf8(bytes.to_vec())?;
+        match self {
+            Self::Execute => parsers::execute(&body),
+            Self::Cancel => parsers::cancel(&body),
+            Self::Chat => parsers::chat(&body, n_vocab),
+            Self::Completions => parsers::completions(&body, n_vocab),
+        }
+    }
+}
