@@ -12,6 +12,7 @@ mod make_random;
 mod promtool;
 mod python;
 mod rust_source;
+mod soak;
 mod tests_run;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ enum Command {
     E2eHaiku(e2e_haiku::Args),
     /// Run every test of the workspace, the haiku run among them
     Test(tests_run::Args),
+    /// Load a worker with requests of every kind for a while, and check that nothing is lost, doubled or held
+    Soak(soak::Args),
     /// Everything that must hold before a change is merged, cheapest first
     Ci,
     /// Remake the golden files with the reference implementation, in a Python environment of its own
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::E2eHaiku(args) => e2e_haiku::run(&args),
         Command::Test(args) => tests_run::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Ci => ci::run(),
         Command::Golden(args) => golden::run(&args),
         Command::Cuda(command) => cuda::run(&command),

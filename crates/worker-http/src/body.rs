@@ -93,8 +93,9 @@ async fn read(request: Request) -> Result<Vec<u8>, ApiError> {
     let too_large =
         || ApiError::new(ErrorCode::PayloadTooLarge, format!("body: expected at most {MAX_BODY_BYTES} bytes"));
     let announced = content_length(request.headers());
+    let is_too_large = announced.is_some_and(|n| n > MAX_BODY_BYTES as u64);
     // Whoever asks first is told before anything is sent.
-    if announced.is_some_and(|n| n > MAX_BODY_BYTES as u64) && request.headers().contains_key(header::EXPECT) {
+    if is_too_large && request.headers().contains_key(header::EXPECT) {
         return Err(too_large());
     }
     let mut body = request.into_body();
@@ -107,7 +108,7 @@ async fn read(request: Request) -> Result<Vec<u8>, ApiError> {
         if n_read > MAX_BODY_BYTES + MAX_DISCARDED_BYTES {
             return Err(too_large());
         }
-        if n_read > MAX_BODY_BYTES {
+        if is_too_large || n_read > MAX_BODY_BYTES {
             bytes = Vec::new();
         } else {
             bytes.extend_from_slice(&data);

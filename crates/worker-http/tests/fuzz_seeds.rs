@@ -26,7 +26,10 @@ fn seeds(body: RequestBody) -> Vec<(&'static str, &'static str)> {
                 "top_k": 4, "repetition_penalty": 1.1, "stop": ["x", "\n\n"], "seed": 18446744073709551615,
                 "logprobs": 20, "unknown": {"a": [1e400, {}]}}"#,
             ),
-            ("bad_values", r#"{"job_id": "", "prompt": 1, "max_tokens": -1, "temperature": 1e999, "stop": [1, ""], "seed": 1.5}"#),
+            (
+                "bad_values",
+                r#"{"job_id": "", "prompt": 1, "max_tokens": -1, "temperature": 1e999, "stop": [1, ""], "seed": 1.5}"#,
+            ),
         ],
         RequestBody::Cancel => &[
             ("ok_least", r#"{"job_id": "a"}"#),
@@ -74,7 +77,10 @@ fn seeds_are_as_committed_and_as_named() {
                 fs::write(&path, text).unwrap();
             }
             let committed = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            assert!(committed == text.as_bytes(), "{name} differs from what is committed; UPDATE_SEEDS=1 writes it anew");
+            assert!(
+                committed == text.as_bytes(),
+                "{name} differs from what is committed; UPDATE_SEEDS=1 writes it anew"
+            );
         }
         let n_committed = fs::read_dir(&dir).unwrap().count();
         assert_eq!(n_committed, seeds(body).len(), "{} holds a file that is no seed", dir.display());
@@ -84,7 +90,8 @@ fn seeds_are_as_committed_and_as_named() {
 #[test]
 fn every_body_has_a_target() {
     let fuzz = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
-    let (manifest, readme) = (fs::read_to_string(fuzz.join("Cargo.toml")).unwrap(), fs::read_to_string(fuzz.join("README.md")).unwrap());
+    let (manifest, readme) =
+        (fs::read_to_string(fuzz.join("Cargo.toml")).unwrap(), fs::read_to_string(fuzz.join("README.md")).unwrap());
     for name in RequestBody::ALL.map(RequestBody::name) {
         assert!(fuzz.join(format!("fuzz_targets/{name}.rs")).is_file(), "{name}");
         assert!(manifest.contains(&format!("name = \"{name}\"")), "{name} is missing in fuzz/Cargo.toml");

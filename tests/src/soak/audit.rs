@@ -63,7 +63,11 @@ pub(super) fn of_answers(ledger: &Ledger) -> Vec<Check> {
     }
     let n = ledger.entries.len();
     vec![
-        Check::of_faults("every request is answered, refused or let go as it should be", &format!("{n} requests"), &wrong),
+        Check::of_faults(
+            "every request is answered, refused or let go as it should be",
+            &format!("{n} requests"),
+            &wrong,
+        ),
         Check::of_faults("every whole answer is the one given alone", &format!("{n_whole} answers"), &other),
     ]
 }
@@ -165,7 +169,9 @@ mod tests {
 
     #[test]
     fn those_who_left_may_have_been_answered() {
-        for (accepted, logged, agrees) in [(true, "eos", true), (true, "disconnected", true), (true, "CANCELLED", false)] {
+        for (accepted, logged, agrees) in
+            [(true, "eos", true), (true, "disconnected", true), (true, "CANCELLED", false)]
+        {
             let log = job("a", logged, 1);
             assert_eq!(verdicts(&[("a", Seen::Left { accepted })], &log, 1)[0], agrees, "{logged}");
         }

@@ -29,7 +29,8 @@ pub use report::{Check, Record};
 /// More clients than run at a time, and more than run and wait together: some are refused.
 const FLAGS: [&str; 8] = ["--max-seqs", "16", "--queue-limit", "24", "--kv-cache-mb", "4", "--log-format", "json"];
 /// A full-size model's keys and values take more.
-const FLAGS_FULL_SIZE: [&str; 8] = ["--max-seqs", "16", "--queue-limit", "24", "--kv-cache-mb", "64", "--log-format", "json"];
+const FLAGS_FULL_SIZE: [&str; 8] =
+    ["--max-seqs", "16", "--queue-limit", "24", "--kv-cache-mb", "64", "--log-format", "json"];
 /// The first round takes this part of the load's time, and at least [`LEAST_WARM_UP`].
 const WARM_UP_SHARE: f64 = 0.5;
 /// Time enough for every kind of request to have come up, and for the allocator to have reached its level.
@@ -86,7 +87,8 @@ async fn drive(options: &Options, record: &mut Record) -> Result<()> {
     let alone = load::answers_alone(worker.uri(), &mut ledger).await?;
     let load = Duration::from_secs(options.seconds);
     let warm_up = load.mul_f64(WARM_UP_SHARE).max(LEAST_WARM_UP);
-    let round = |name, time| load::Round { base: worker.uri(), name, options, alone: &alone, end: Instant::now() + time };
+    let round =
+        |name, time| load::Round { base: worker.uri(), name, options, alone: &alone, end: Instant::now() + time };
     round("warm-up", warm_up).run(&mut ledger).await?;
     let before = Held::settled(&worker).await?;
     let n_before = ledger.n_requests();

@@ -100,11 +100,7 @@ fn pieces(label: &str) -> Vec<Garbage> {
         refused("foreign page", "POST", "/execute", "origin: http://evil.example\r\n", b"{}", 403, "FORBIDDEN"),
         refused("too long a body", "POST", "/execute", json, &[b' '; (1 << 20) + 1], 413, "PAYLOAD_TOO_LARGE"),
         raw("a head without end", endless_head.into(), Expected::LetGo(&[431])),
-        raw(
-            "too many fields",
-            format!("GET /health HTTP/1.1\r\n{many_fields}\r\n").into(),
-            Expected::LetGo(&[431]),
-        ),
+        raw("too many fields", format!("GET /health HTTP/1.1\r\n{many_fields}\r\n").into(), Expected::LetGo(&[431])),
         raw("no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(), Expected::LetGo(&[400])),
         raw("another protocol", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Expected::LetGo(&[400, 505])),
         raw("half a head", b"POST /execute HTTP/1.1\r\nhost:".to_vec(), Expected::Nothing),
@@ -124,7 +120,8 @@ pub(super) async fn slow_reader(base: &str, label: &str, rng: &mut StdRng, end: 
     let headers = "content-type: application/json\r\n";
     let socket = TcpSocket::new_v4().context("making a socket")?;
     socket.set_recv_buffer_size(SLOW_BUFFER_BYTES).context("making its buffer small")?;
-    let mut stream = socket.connect(address(base).parse().context("the worker's address")?).await.context("connecting")?;
+    let mut stream =
+        socket.connect(address(base).parse().context("the worker's address")?).await.context("connecting")?;
     stream.write_all(&request("POST", "/execute", label, headers, body.to_string().as_bytes())).await?;
     let mut read = Vec::new();
     for _ in 0..n_sips {

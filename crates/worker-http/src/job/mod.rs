@@ -170,6 +170,21 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
+    /// Answers that bring these events; one without a terminal event stays open.
+    #[cfg(test)]
+    pub(crate) fn of_events(answers: Vec<Vec<Event>>) -> Self {
+        let open = answers.into_iter().enumerate().map(|(choice, events)| {
+            let (sender, receiver) = mpsc::channel(events.len().max(1));
+            let ends = events.iter().any(Event::is_terminal);
+            events.into_iter().for_each(|event| sender.try_send(event).unwrap());
+            if !ends {
+                std::mem::forget(sender);
+            }
+            (choice, receiver)
+        });
+        Self { open: open.collect(), turn: 0 }
+    }
+
     /// Answers that have not ended.
     pub(crate) fn n_open(&self) -> usize {
         self.open.len()

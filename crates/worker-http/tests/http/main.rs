@@ -3,6 +3,7 @@
 mod access;
 mod answers;
 mod bad_input;
+mod errors;
 mod jobs;
 mod life;
 mod limits;

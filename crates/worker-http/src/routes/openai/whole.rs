@@ -43,3 +43,50 @@ pub(super) async fn collect<F: Form>(
     let json = serde_json::value::to_raw_value(&filled);
     json.map(Json).map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+
+    use super::*;
+    use crate::error::ApiError;
+    use crate::routes::openai::form::FinishReason;
+    use crate::state::{AppState, KEEP_ALIVE, Settings};
+
+    /// A form that says nothing.
+    struct Mute;
+
+    impl Form for Mute {
+        const OBJECT: &'static str = "";
+        const CHUNK_OBJECT: &'static str = "";
+        type Chunk = ();
+        type Choice = ();
+
+        fn first(&self, _: usize) -> Option<()> {
+            None
+        }
+
+        fn next(&mut self, _: usize, _: &TokenEvent) -> Option<()> {
+            None
+        }
+
+        fn last(&self, _: usize, _: FinishReason) {}
+
+        fn whole(&self, _: usize, _: &[TokenEvent], _: FinishReason) {}
+    }
+
+    #[tokio::test]
+    async fn what_ends_a_choice_is_the_status_of_all() {
+        let settings =
+            Settings { worker_id: "w".into(), model: "m".into(), inference_timeout: None, keep_alive: KEEP_ALIVE };
+        let state = AppState::new(settings);
+        for (code, status) in [(ErrorCode::Cancelled, 499), (ErrorCode::InferenceTimeout, 504)] {
+            let error = Event::Error(ApiError::new(code, "so it ends").into());
+            let answers = Answers::of_events(vec![vec![], vec![error]]);
+            let (envelope, usage) = (Envelope::new(&state, "id".into()), Usage::of_prompts(&[1], 2));
+            let error = collect(envelope, Mute, answers, usage).await.unwrap_err();
+            assert_eq!(error, ApiError::new(code, "so it ends"));
+            assert_eq!(error.into_response().status().as_u16(), status);
+        }
+    }
+}
