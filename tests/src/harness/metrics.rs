@@ -26,6 +26,17 @@ impl Metrics {
         series.map(|(_, value)| *value).reduce(|a, b| a + b)
     }
 
+    /// The series of the metric `name` that are not 0, added up by the value of one of their labels.
+    pub fn by_label(&self, name: &str, label: &str) -> BTreeMap<String, f64> {
+        let mut sums = BTreeMap::new();
+        for (series, value) in self.0.iter().filter(|(_, value)| **value != 0.0) {
+            let Some(labels) = series.strip_prefix(name).and_then(|rest| rest.strip_prefix('{')) else { continue };
+            let Some((_, rest)) = labels.split_once(&format!("{label}=\"")) else { continue };
+            *sums.entry(rest.split('"').next().unwrap_or_default().to_owned()).or_default() += value;
+        }
+        sums
+    }
+
     /// What changed from `before` to `self`; a series that is new counts from zero.
     pub fn since(&self, before: &Self) -> Self {
         let moved = self.0.iter().map(|(series, value)| (series, value - before.0.get(series).unwrap_or(&0.0)));
@@ -52,6 +63,14 @@ mod tests {
         assert_eq!(metrics.total("vllm:generation_tokens_total"), Some(20.0));
         assert_eq!(metrics.total("vllm:num_requests_running"), Some(2.5));
         assert_eq!(metrics.total("vllm:generation_tokens"), None);
+    }
+
+    #[test]
+    fn adds_up_by_a_label() {
+        let text = "a_total{m=\"x\",outcome=\"stop\"} 2\na_total{m=\"y\",outcome=\"stop\"} 1\n\
+            a_total{m=\"x\",outcome=\"abort\"} 0\nb_total{outcome=\"stop\"} 5\n";
+        let sums = Metrics::parse(text).by_label("a_total", "outcome");
+        assert_eq!(sums, BTreeMap::from([("stop".to_owned(), 3.0)]));
     }
 
     #[test]

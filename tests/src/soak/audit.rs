@@ -23,7 +23,12 @@ struct LoggedJob {
 struct Log {
     jobs: HashMap<String, Vec<LoggedJob>>,
     refusals: HashMap<String, Vec<String>>,
+    /// How the requests for answers ended, as `worker_requests_total` divides them.
+    outcomes: BTreeMap<String, u64>,
 }
+
+/// The routes that answer with tokens, whose requests `worker_requests_total` counts.
+const ANSWERING: [&str; 3] = ["/execute", "/v1/chat/completions", "/v1/completions"];
 
 impl Log {
     fn read(text: &str) -> Self {
@@ -31,12 +36,23 @@ impl Log {
         for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             let Some(label) = line["span"]["correlation_id"].as_str() else { continue };
             let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
+            let mut count = |outcome: String| *log.outcomes.entry(outcome).or_default() += 1;
             match line["message"].as_str() {
+                Some("client left before its job began") => count(text("outcome")),
                 Some("job done") => {
+                    count(text("outcome"));
                     let n_tokens = line["tokens_out"].as_u64().unwrap_or_default();
                     log.jobs.entry(label.into()).or_default().push(LoggedJob { outcome: text("outcome"), n_tokens });
                 }
-                Some("refused") => log.refusals.entry(label.into()).or_default().push(text("code")),
+                Some("refused") => {
+                    let code = text("code");
+                    // What is refused before or beside the route was no request for an answer yet.
+                    let is_routed = line["method"] == "POST" && code != "FORBIDDEN";
+                    if is_routed && ANSWERING.contains(&text("path").as_str()) {
+                        count(code.clone());
+                    }
+                    log.refusals.entry(label.into()).or_default().push(code);
+                }
                 _ => {}
             }
         }
@@ -79,6 +95,10 @@ pub(super) fn against_the_log(ledger: &Ledger, log: &str, metrics: &Metrics) -> 
     let n_refusals: usize = log.refusals.values().map(Vec::len).sum();
     let logged_tokens: u64 = log.jobs.values().flatten().map(|job| job.n_tokens).sum();
     let outcomes = tally(log.jobs.values().flatten().map(|job| job.outcome.as_str()));
+    let requests: BTreeMap<String, u64> =
+        metrics.by_label("worker_requests_total", "outcome").into_iter().map(|(name, n)| (name, n as u64)).collect();
+    let are_counted = requests == log.outcomes && !requests.is_empty();
+    let told = format!("counted {requests:?}, logged {:?}", log.outcomes);
     let mut faults = Vec::new();
     for entry in &ledger.entries {
         let jobs = log.jobs.remove(&entry.label).unwrap_or_default();
@@ -93,6 +113,7 @@ pub(super) fn against_the_log(ledger: &Ledger, log: &str, metrics: &Metrics) -> 
     vec![
         Check::of_faults("each job and each refusal is logged once, as its client saw it", &logged, &faults),
         Check::of_faults("nothing is logged that no client asked for", &logged, &strangers),
+        Check::new("worker_requests_total counts each request for an answer once", are_counted, told),
         Check::new(
             "the token counter moved by the tokens of all jobs",
             counted == Some(logged_tokens as f64) && logged_tokens > 0,
@@ -103,8 +124,8 @@ pub(super) fn against_the_log(ledger: &Ledger, log: &str, metrics: &Metrics) -> 
 
 /// Whether the log has what must come of such a request, and nothing else.
 fn agree(seen: &Seen, jobs: &[LoggedJob], refusals: &[String]) -> bool {
-    let has_ended = |job: &LoggedJob| ["max_tokens", "eos", "stop_sequence"].contains(&job.outcome.as_str());
-    let is_left = |job: &LoggedJob| job.outcome == "disconnected" || has_ended(job);
+    let has_ended = |job: &LoggedJob| ["stop", "length"].contains(&job.outcome.as_str());
+    let is_left = |job: &LoggedJob| job.outcome == "abort" || has_ended(job);
     match (seen, jobs, refusals) {
         (Seen::Whole { n_tokens, .. } | Seen::Slow { n_tokens } | Seen::TooLate { n_tokens }, [job], []) => {
             has_ended(job) && job.n_tokens == *n_tokens
@@ -152,33 +173,65 @@ mod tests {
         let mut ledger = Ledger::default();
         entries.iter().for_each(|(label, seen)| ledger.add((*label).into(), seen.clone()));
         let metrics = Metrics::parse(&format!("vllm:generation_tokens_total {n_tokens}\n"));
-        against_the_log(&ledger, log, &metrics).iter().map(|check| check.passed).collect()
+        let checks = against_the_log(&ledger, log, &metrics);
+        checks
+            .iter()
+            .filter(|check| !check.claim.starts_with("worker_requests_total"))
+            .map(|check| check.passed)
+            .collect()
     }
 
     #[test]
     fn jobs_lost_doubled_and_mistaken_are_found() {
         let whole = ("a", Seen::Whole { n_tokens: 3, as_alone: true });
-        let log = job("a", "eos", 3);
+        let log = job("a", "stop", 3);
         assert_eq!(verdicts(&[whole.clone()], &log, 3), [true, true, true]);
         assert_eq!(verdicts(&[whole.clone()], &log, 4), [true, true, false]);
-        assert_eq!(verdicts(&[whole.clone()], &job("b", "eos", 3), 3), [false, false, true]);
+        assert_eq!(verdicts(&[whole.clone()], &job("b", "stop", 3), 3), [false, false, true]);
         assert_eq!(verdicts(&[whole.clone()], &(log.clone() + &log), 6), [false, true, true]);
-        assert_eq!(verdicts(&[whole.clone()], &job("a", "disconnected", 3), 3), [false, true, true]);
-        assert_eq!(verdicts(&[whole], &job("a", "eos", 2), 2), [false, true, true]);
+        assert_eq!(verdicts(&[whole.clone()], &job("a", "abort", 3), 3), [false, true, true]);
+        assert_eq!(verdicts(&[whole], &job("a", "stop", 2), 2), [false, true, true]);
     }
 
     #[test]
     fn those_who_left_may_have_been_answered() {
-        for (accepted, logged, agrees) in
-            [(true, "eos", true), (true, "disconnected", true), (true, "CANCELLED", false)]
-        {
+        for (accepted, logged, agrees) in [(true, "stop", true), (true, "abort", true), (true, "CANCELLED", false)] {
             let log = job("a", logged, 1);
             assert_eq!(verdicts(&[("a", Seen::Left { accepted })], &log, 1)[0], agrees, "{logged}");
         }
-        let other = job("b", "eos", 1);
+        let other = job("b", "stop", 1);
         let b = ("b", Seen::Slow { n_tokens: 1 });
         assert!(verdicts(&[b.clone(), ("a", Seen::Left { accepted: false })], &other, 1)[0]);
         assert!(!verdicts(&[b, ("a", Seen::Left { accepted: true })], &other, 1)[0]);
+    }
+
+    #[test]
+    fn the_counter_is_held_against_jobs_refusals_and_those_who_left_early() {
+        let line = |message: &str, rest: &str| {
+            format!("{{\"message\":\"{message}\",{rest},\"span\":{{\"correlation_id\":\"x\"}}}}\n")
+        };
+        let refused = |method: &str, path: &str, code: &str| {
+            line("refused", &format!("\"method\":\"{method}\",\"path\":\"{path}\",\"code\":\"{code}\""))
+        };
+        let log = job("a", "stop", 1)
+            + &line("client left before its job began", "\"outcome\":\"abort\"")
+            + &refused("POST", "/execute", "QUEUE_FULL")
+            + &refused("POST", "/cancel", "INVALID_REQUEST")
+            + &refused("DELETE", "/execute", "METHOD_NOT_ALLOWED");
+        let holds = |counted: &str| {
+            let text: String = counted
+                .split(' ')
+                .map(|outcome| format!("worker_requests_total{{model_name=\"m\",outcome=\"{outcome}\"}} 1\n"))
+                .collect();
+            let checks = against_the_log(&Ledger::default(), &log, &Metrics::parse(&text));
+            checks
+                .iter()
+                .find(|check| check.claim.starts_with("worker_requests_total"))
+                .is_some_and(|check| check.passed)
+        };
+        assert!(holds("stop abort QUEUE_FULL"));
+        assert!(!holds("stop abort"));
+        assert!(!holds("stop abort QUEUE_FULL INVALID_REQUEST"));
     }
 
     #[test]
