@@ -45,6 +45,7 @@ mod correlation;
 mod error;
 mod event;
 mod fields;
+mod grammars;
 mod job;
 mod live;
 mod metrics;

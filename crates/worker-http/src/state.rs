@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
 use crate::error::{ApiError, ErrorCode};
+use crate::grammars::SharedGrammars;
 use crate::live::LiveJobs;
 use crate::metrics::Metrics;
 
@@ -112,6 +113,7 @@ struct Inner {
     shutdown: CancellationToken,
     cut_off: CancellationToken,
     encoders: Arc<Semaphore>,
+    grammars: Arc<SharedGrammars>,
 }
 
 /// What refused and cut-off jobs are told.
@@ -134,6 +136,7 @@ impl AppState {
             shutdown: CancellationToken::new(),
             cut_off: CancellationToken::new(),
             encoders: Arc::new(Semaphore::new(MAX_ENCODERS)),
+            grammars: Arc::new(SharedGrammars::new()),
         }))
     }
 
@@ -236,6 +239,11 @@ impl AppState {
     /// Leave to encode a long prompt.
     pub(crate) fn encoders(&self) -> Arc<Semaphore> {
         Arc::clone(&self.0.encoders)
+    }
+
+    /// What makes constraints.
+    pub(crate) fn grammars(&self) -> &Arc<SharedGrammars> {
+        &self.0.grammars
     }
 
     pub(crate) fn uptime(&self) -> Duration {

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use engine::rng::philox4x32;
 use engine::{Request, Sampling};
+use structured::Compiled;
 use tokio::sync::mpsc;
 
 use crate::account;
@@ -70,6 +71,8 @@ pub(crate) struct Generation {
     pub(crate) n_logprobs: Option<usize>,
     /// End tokens are tokens like any other.
     pub(crate) ignore_eos: bool,
+    /// What the answer may be made of; needs end tokens.
+    pub(crate) constraint: Option<Compiled>,
     /// Whether `Metrics` events are wanted.
     pub(crate) reports_metrics: bool,
 }
@@ -140,7 +143,7 @@ fn engine_request(served: &Served, generation: &Generation, prompt: &Arc<[u32]>,
         end_tokens: end_tokens.into(),
         sampling: generation.sampling.clone(),
         logit_bias: generation.logit_bias.clone(),
-        constraint: None,
+        constraint: generation.constraint.as_ref().map(Compiled::constraint),
         seed,
         n_logprobs: generation.n_logprobs,
     }

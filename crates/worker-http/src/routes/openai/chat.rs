@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use ::structured::CallForm;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Serialize;
@@ -11,7 +12,9 @@ use tokenizer::{ChatInput, ChatTemplate, EncodeOptions, Tokenizer};
 use super::form::{FinishReason, Form};
 use super::generation::{self, Asked};
 use super::logprobs::{ChatLogprobs, MAX_LOGPROBS};
-use super::{answer, messages, new_id};
+use super::structured::Wanted;
+use super::tools::{CallReader, Offered, Parts, ToolCall};
+use super::{answer, messages, new_id, structured, tools};
 use crate::body::read_json;
 use crate::error::ApiError;
 use crate::event::TokenEvent;
@@ -27,6 +30,7 @@ static FIELDS: LazyLock<Vec<&'static str>> =
 pub(super) struct ChatRequest {
     messages: Vec<Value>,
     template_variables: Map<String, Value>,
+    tools: Option<Offered>,
     asked: Asked,
 }
 
@@ -36,11 +40,15 @@ pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Res
     let template = template(served)?;
     let request = parse(&body, served.tokenizer.n_vocab())?;
     drop(body);
-    let ChatRequest { messages, template_variables, asked } = request;
+    let ChatRequest { messages, template_variables, tools, mut asked } = request;
+    let form = CallForm::of_template(template.source());
+    let forced = tools.as_ref().and_then(|tools| tools.wanted(form));
+    asked.generation.constraint = structured::compile(&state, served, forced.or(asked.wanted.take())).await?;
+    let readers = tools.as_ref().map(|tools| vec![tools.reader(); asked.n]);
     let rendered = on_encoder(&state, move || {
         template.render(&ChatInput {
             messages: &messages,
-            tools: None,
+            tools: tools.as_ref().map(|tools| &tools.list),
             add_generation_prompt: true,
             extra: template_variables,
         })
@@ -55,7 +63,7 @@ pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Res
         generation: asked.generation,
     };
     let has_logprobs = job.generation.n_logprobs.is_some();
-    let form = Chat { tokenizer: Arc::clone(&served.tokenizer), has_logprobs };
+    let form = Chat { tokenizer: Arc::clone(&served.tokenizer), has_logprobs, readers };
     answer(&state, job, form, asked.stream).await
 }
 
@@ -79,9 +87,23 @@ pub(super) fn parse(body: &str, n_vocab: usize) -> Result<ChatRequest, ApiError>
     if fields.boolean("echo") == Some(true) {
         fields.fault("echo", "unsupported", "not supported", None);
     }
+    let tools = tools::read(&mut fields);
+    refuse_both(&mut fields, tools.as_ref(), &asked);
     fields.finish()?;
     // There, or `finish` would have said so.
-    Ok(ChatRequest { messages: messages.unwrap_or_default(), template_variables, asked })
+    Ok(ChatRequest { messages: messages.unwrap_or_default(), template_variables, tools, asked })
+}
+
+/// An answer is of a given form, or it calls tools: a constraint for either would forbid the other.
+fn refuse_both(fields: &mut Fields<'_>, tools: Option<&Offered>, asked: &Asked) {
+    let Some(tools) = tools else { return };
+    if let Some(Wanted { field, .. }) = &asked.wanted {
+        let message = "not supported together with tools, unless tool_choice is \"none\"";
+        fields.fault(field, "unsupported", message, None);
+    }
+    if tools.is_forced() && asked.generation.ignore_eos {
+        fields.fault("ignore_eos", "value", "expected false where a call is required", None);
+    }
 }
 
 fn read_logprobs(fields: &mut Fields<'_>) -> Option<usize> {
@@ -105,6 +127,8 @@ fn read_template_variables(fields: &mut Fields<'_>) -> Map<String, Value> {
 struct Chat {
     tokenizer: Arc<Tokenizer>,
     has_logprobs: bool,
+    /// Of each choice, where there are tools.
+    readers: Option<Vec<CallReader>>,
 }
 
 #[derive(Serialize)]
@@ -118,8 +142,10 @@ struct Choice {
 #[derive(Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    content: Option<String>,
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 #[derive(Serialize)]
@@ -136,6 +162,32 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+impl Delta {
+    /// `None` where there is nothing to tell.
+    fn of(parts: Parts) -> Option<Self> {
+        let Parts { text, calls } = parts;
+        let content = Some(text).filter(|text| !text.is_empty());
+        (content.is_some() || !calls.is_empty()).then_some(Self { role: None, content, tool_calls: calls })
+    }
+}
+
+impl Chat {
+    /// Text as it is, or taken apart where there are tools.
+    fn parts(&mut self, index: usize, text: &str) -> Parts {
+        match &mut self.readers {
+            Some(readers) => readers[index].push(text),
+            None => Parts { text: text.to_owned(), calls: Vec::new() },
+        }
+    }
+}
+
+/// A call is why an answer ends where the model has ended it.
+fn reason_with(reason: FinishReason, has_called: bool) -> FinishReason {
+    if has_called && reason == FinishReason::Stop { FinishReason::ToolCalls } else { reason }
 }
 
 impl Form for Chat {
@@ -145,31 +197,43 @@ impl Form for Chat {
     type Choice = Choice;
 
     fn first(&self, index: usize) -> Option<Chunk> {
-        let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+        let delta = Delta { role: Some("assistant"), content: Some(String::new()), tool_calls: Vec::new() };
         Some(Chunk { index, delta, logprobs: None, finish_reason: None })
     }
 
     fn next(&mut self, index: usize, token: &TokenEvent) -> Option<Chunk> {
         let logprobs = ChatLogprobs::of(&self.tokenizer, std::slice::from_ref(token));
-        if token.t.is_empty() && logprobs.is_none() {
+        let delta = Delta::of(self.parts(index, &token.t));
+        if delta.is_none() && logprobs.is_none() {
             return None;
         }
-        let delta = Delta { role: None, content: Some(token.t.clone()) };
-        Some(Chunk { index, delta, logprobs, finish_reason: None })
+        // A token whose text is held back is told of for its log-probability.
+        let empty = || Delta { content: Some(String::new()), ..Delta::default() };
+        Some(Chunk { index, delta: delta.unwrap_or_else(empty), logprobs, finish_reason: None })
+    }
+
+    fn rest(&mut self, index: usize) -> Option<Chunk> {
+        let delta = Delta::of(self.readers.as_mut()?[index].finish())?;
+        Some(Chunk { index, delta, logprobs: None, finish_reason: None })
     }
 
     fn last(&self, index: usize, reason: FinishReason) -> Chunk {
+        let has_called = self.readers.as_ref().is_some_and(|readers| readers[index].has_called());
+        let reason = reason_with(reason, has_called);
         Chunk { index, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) }
     }
 
     fn whole(&self, index: usize, tokens: &[TokenEvent], reason: FinishReason) -> Choice {
-        let content = tokens.iter().map(|token| token.t.as_str()).collect();
+        let text: String = tokens.iter().map(|token| token.t.as_str()).collect();
         let logprobs = ChatLogprobs::of(&self.tokenizer, tokens).filter(|_| self.has_logprobs);
-        Choice {
-            index,
-            message: Message { role: "assistant", content, refusal: None },
-            logprobs,
-            finish_reason: reason,
-        }
+        let Parts { text, calls } = match &self.readers {
+            Some(readers) => readers[index].clone().whole(&text),
+            None => Parts { text, calls: Vec::new() },
+        };
+        let reason = reason_with(reason, !calls.is_empty());
+        let content = Some(text).filter(|text| calls.is_empty() || !text.is_empty());
+        let tool_calls = calls.into_iter().map(ToolCall::without_index).collect();
+        let message = Message { role: "assistant", content, refusal: None, tool_calls };
+        Choice { index, message, logprobs, finish_reason: reason }
     }
 }

@@ -10,7 +10,7 @@ use tokenizer::{EncodeOptions, TokenId, Tokenizer};
 use super::form::{FinishReason, Form};
 use super::generation::{self, Asked};
 use super::logprobs::{CompletionLogprobs, MAX_LOGPROBS, Offset};
-use super::{answer, new_id};
+use super::{answer, new_id, structured, tools};
 use crate::body::{MAX_BODY_BYTES, read_json};
 use crate::error::ApiError;
 use crate::event::TokenEvent;
@@ -44,8 +44,9 @@ enum Prompts {
 pub(super) async fn completions(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let body = read_json(request).await?;
     let served = state.ready()?;
-    let CompletionRequest { prompts, echo, asked } = parse(&body, served.tokenizer.n_vocab())?;
+    let CompletionRequest { prompts, echo, mut asked } = parse(&body, served.tokenizer.n_vocab())?;
     drop(body);
+    asked.generation.constraint = structured::compile(&state, served, asked.wanted.take()).await?;
     let tokenizer = Arc::clone(&served.tokenizer);
     let form = Completion {
         echo: if echo { prompts.texts(&tokenizer) } else { Vec::new() },
@@ -76,6 +77,7 @@ pub(super) fn parse(body: &str, n_vocab: usize) -> Result<CompletionRequest, Api
     if fields.raw("top_logprobs").is_some() {
         fields.fault("top_logprobs", "unsupported", "not supported here: logprobs is the number of alternatives", None);
     }
+    tools::refuse(&mut fields);
     let echo = fields.boolean("echo").unwrap_or(false);
     if echo && asked.generation.n_logprobs.is_some() {
         let message = "not supported together with logprobs: those of a prompt are not computed";

@@ -22,6 +22,10 @@ pub(super) trait Form: Send + 'static {
     fn first(&self, index: usize) -> Option<Self::Chunk>;
     /// The next token of a choice; `None` if it has nothing to say, because its text is held back.
     fn next(&mut self, index: usize, token: &TokenEvent) -> Option<Self::Chunk>;
+    /// What is left of a choice when its last token has come.
+    fn rest(&mut self, _index: usize) -> Option<Self::Chunk> {
+        None
+    }
     /// The end of a choice: nothing but the reason.
     fn last(&self, index: usize, reason: FinishReason) -> Self::Chunk;
     /// All of it.
@@ -36,6 +40,8 @@ pub(super) enum FinishReason {
     Stop,
     /// `max_tokens`, or the context, is used up.
     Length,
+    /// The model ended it, and there are calls in it.
+    ToolCalls,
 }
 
 impl From<StopReason> for FinishReason {

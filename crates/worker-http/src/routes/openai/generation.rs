@@ -3,7 +3,8 @@
 use engine::{MAX_BIAS, MAX_LOGIT_BIAS, MAX_PENALTY, Sampling};
 
 use super::stream::StreamOptions;
-use super::{structured, unsupported};
+use super::structured::Wanted;
+use super::{structured, tools, unsupported};
 use crate::body::MAX_BODY_BYTES;
 use crate::fields::{Fields, NumberRule, TextRule, Unit};
 use crate::job::Generation;
@@ -42,7 +43,13 @@ const SHARED: &[&str] = &[
 
 /// Every field that a route knows: its own, the shared ones, and those that are refused.
 pub(super) fn known(own: &[&'static str]) -> Vec<&'static str> {
-    own.iter().chain(SHARED).chain(structured::FIELDS).copied().chain(unsupported::fields()).collect()
+    own.iter()
+        .chain(SHARED)
+        .chain(structured::FIELDS)
+        .chain(tools::FIELDS)
+        .copied()
+        .chain(unsupported::fields())
+        .collect()
 }
 
 /// What was asked for beside the prompt.
@@ -53,6 +60,8 @@ pub(super) struct Asked {
     /// `None`: whole.
     pub(super) stream: Option<StreamOptions>,
     pub(super) generation: Generation,
+    /// What each answer is to be.
+    pub(super) wanted: Option<Wanted>,
     /// Whether BOS is added where the model wants it.
     pub(super) add_special: bool,
 }
@@ -62,7 +71,16 @@ pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
     // Checked, and then of no consequence.
     let _ = fields.optional_text("model", &MODEL);
     unsupported::refuse(fields);
-    structured::read(fields);
+    let wanted = structured::read(fields);
+    let ignore_eos = fields.boolean("ignore_eos").unwrap_or(false);
+    if ignore_eos && let Some(Wanted { field, .. }) = &wanted {
+        fields.fault(
+            "ignore_eos",
+            "value",
+            &format!("expected false together with {field}, under which an answer ends"),
+            None,
+        );
+    }
     Asked {
         n: fields.integer("n", 1..=MAX_N).map_or(1, |n| n as usize),
         stream: StreamOptions::read(fields),
@@ -73,9 +91,11 @@ pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
             stop: fields.text_or_texts("stop", MAX_STOPS, &STOP).unwrap_or_default(),
             seed: read_seed(fields),
             n_logprobs: None,
-            ignore_eos: fields.boolean("ignore_eos").unwrap_or(false),
+            ignore_eos,
+            constraint: None,
             reports_metrics: false,
         },
+        wanted,
         add_special: fields.boolean("add_special_tokens").unwrap_or(true),
     }
 }

@@ -1,12 +1,14 @@
 //! A conversation: `messages`, checked and brought into the form that chat templates know.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::body::MAX_BODY_BYTES;
 use crate::fields::{Fields, TextRule, Unit};
 
 /// The most messages of a conversation.
 const MAX_MESSAGES: usize = 1024;
+/// The most calls of one message.
+const MAX_CALLS: usize = 128;
 /// The most parts of one message.
 const MAX_PARTS: usize = 256;
 /// The longest conversation, in bytes of its text.
@@ -16,6 +18,7 @@ const MAX_NAME_CHARS: usize = 256;
 
 const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
 const MESSAGE: &[&str] = &["role", "content", "name", "tool_call_id", "tool_calls", "function_call", "audio"];
+const CALL: &[&str] = &["id", "type", "function", "index"];
 const PART: &[&str] = &["type", "text"];
 
 /// Parts that are known and not supported.
@@ -45,12 +48,15 @@ fn read_message(fields: &mut Fields<'_>) -> Option<(Value, usize)> {
         fields.fault("role", "required", &format!("expected one of {}", ROLES.join(", ")), None);
     }
     let role = fields.one_of("role", ROLES);
-    for field in ["tool_calls", "function_call", "audio"] {
+    for field in ["function_call", "audio"] {
         if fields.raw(field).is_some_and(|raw| raw.get() != "[]") {
             fields.fault(field, "unsupported", "not supported", None);
         }
     }
-    let content = read_content(fields);
+    let has_calls = fields.raw("tool_calls").is_some_and(|raw| raw.get() != "[]");
+    let calls = if has_calls { read_calls(fields, role) } else { None };
+    // A turn that is calls may have no text.
+    let content = if has_calls && fields.raw("content").is_none() { Some(String::new()) } else { read_content(fields) };
     let mut message = Map::new();
     // What OpenAI calls so since its reasoning models; no published template knows it.
     let role = if role == Some("developer") { Some("system") } else { role };
@@ -61,9 +67,47 @@ fn read_message(fields: &mut Fields<'_>) -> Option<(Value, usize)> {
         }
     }
     let content = content?;
-    let n_bytes = content.len();
+    let mut n_bytes = content.len();
     message.insert("content".into(), content.into());
+    if has_calls {
+        let (calls, n_call_bytes) = calls?;
+        n_bytes += n_call_bytes;
+        message.insert("tool_calls".into(), calls.into());
+    }
     Some((message.into(), n_bytes))
+}
+
+/// The calls of an assistant's turn, and the length of their arguments in bytes. Templates want the arguments as an object,
+/// which OpenAI's form has as a string.
+fn read_calls(fields: &mut Fields<'_>, role: Option<&str>) -> Option<(Vec<Value>, usize)> {
+    if role.is_some_and(|role| role != "assistant") {
+        fields.fault("tool_calls", "value", "expected only in messages of the assistant", None);
+    }
+    let calls = fields.objects("tool_calls", 1..=MAX_CALLS, CALL, |fields| {
+        let _ = fields.one_of("type", &["function"]);
+        let id = fields.optional_text("id", &NAME);
+        if fields.raw("function").is_none() {
+            fields.fault("function", "required", "expected an object, got nothing", None);
+        }
+        let (name, arguments, n_bytes) = fields.object("function", &["name", "arguments"], |fields| {
+            let name = fields.required_text("name", &NAME);
+            let text = fields.required_text("arguments", &TEXT)?;
+            let arguments = if text.trim().is_empty() { Some(Map::new()) } else { serde_json::from_str(&text).ok() };
+            if arguments.is_none() {
+                fields.fault("arguments", "value", "expected a JSON object, as a string", None);
+            }
+            Some((name?, arguments?, text.len()))
+        })?;
+        let mut call = Map::new();
+        if let Some(id) = id {
+            call.insert("id".into(), id.into());
+        }
+        call.insert("type".into(), "function".into());
+        call.insert("function".into(), json!({ "name": name, "arguments": arguments }));
+        Some((Value::from(call), n_bytes))
+    })?;
+    let n_bytes = calls.iter().map(|(_, n_bytes)| n_bytes).sum();
+    Some((calls.into_iter().map(|(call, _)| call).collect(), n_bytes))
 }
 
 /// A string, or parts of text, which are put together line by line as vLLM and llama-server do.

@@ -3,7 +3,8 @@
 //! A request becomes a job like any other (`crate::job`); what comes of it is brought into OpenAI's forms, streamed
 //! (`stream.rs`) or whole (`whole.rs`). A [`Form`] is what differs between chat and completions. Fields that neither
 //! OpenAI, vLLM nor llama-server knows are ignored; what they know and this worker does not do is refused by name
-//! (`unsupported.rs`, `structured.rs`).
+//! (`unsupported.rs`). What an answer is to be made of
+//! (`structured.rs`, `tools.rs`) becomes a constraint before the job begins.
 
 mod chat;
 mod completions;
@@ -15,6 +16,7 @@ mod messages;
 mod models;
 mod stream;
 mod structured;
+mod tools;
 mod unsupported;
 mod whole;
 

@@ -63,6 +63,7 @@ impl<F: Form> Chunks<F> {
 
     /// The chunks of one event; none if its text is held back.
     fn chunks(&mut self, index: usize, event: Event) -> Bytes {
+        let mut last = None;
         let next = match event {
             Event::Token(token) => {
                 self.usage.count_token();
@@ -70,7 +71,9 @@ impl<F: Form> Chunks<F> {
             }
             Event::End(end) => {
                 self.usage.count_end(index, &end);
-                Some(self.form.last(index, end.stop_reason.into()))
+                let rest = self.form.rest(index);
+                last = Some(self.form.last(index, end.stop_reason.into()));
+                rest
             }
             Event::Error(error) => {
                 self.has_ended = true;
@@ -83,7 +86,7 @@ impl<F: Form> Chunks<F> {
         let begins = !std::mem::replace(&mut self.has_begun[index], true);
         let first = begins.then(|| self.form.first(index)).flatten();
         let mut chunks = BytesMut::new();
-        for choice in first.into_iter().chain(next) {
+        for choice in first.into_iter().chain(next).chain(last) {
             chunks.extend_from_slice(&self.chunk(choice));
         }
         chunks.freeze()

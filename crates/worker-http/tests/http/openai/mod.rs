@@ -4,6 +4,8 @@ mod answers;
 mod jobs;
 mod logprobs;
 mod refusals;
+mod structured;
+mod tools;
 
 use serde_json::{Value, json};
 

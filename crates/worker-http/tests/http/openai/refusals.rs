@@ -95,6 +95,13 @@ async fn every_rule_of_a_conversation_has_its_fault() {
         messages(json!([{ "role": "user", "content": "secret".repeat(90_000) }])),
         messages(json!([{ "role": "user", "content": "secret", "name": "" }])),
         messages(json!([{ "role": "assistant", "content": null, "tool_calls": [{ "id": "secret" }] }])),
+        messages(
+            json!([{ "role": "assistant", "tool_calls": [{ "id": "1", "function": { "name": "f", "arguments": "[secret" } }] }]),
+        ),
+        messages(
+            json!([{ "role": "user", "content": "secret", "tool_calls": [{ "function": { "name": "f", "arguments": "{}" } }] }]),
+        ),
+        messages(json!([{ "role": "assistant", "tool_calls": 7 }])),
         chat(&json!({ "logprobs": 5 })),
         chat(&json!({ "logprobs": true, "top_logprobs": 21 })),
         chat(&json!({ "top_logprobs": 3 })),
@@ -145,16 +152,8 @@ async fn what_is_known_and_not_supported_is_refused_by_name_and_what_asks_for_no
     let worker = Worker::start().await;
     worker.script("a");
     let refused = [
-        json!({ "response_format": { "type": "json_object" } }),
-        json!({ "response_format": { "type": "json_schema", "json_schema": {} } }),
-        json!({ "response_format": { "type": "xml" } }),
-        json!({ "response_format": {} }),
-        json!({ "response_format": "text" }),
-        json!({ "grammar": "root ::= \"a\"" }),
-        json!({ "tools": [{ "type": "function" }] }),
-        json!({ "tool_choice": "auto" }),
         json!({ "functions": [{}] }),
-        json!({ "guided_json": {} }),
+        json!({ "structural_tag": {} }),
         json!({ "best_of": 2 }),
         json!({ "reasoning_effort": "high" }),
         json!({ "audio": {} }),
@@ -233,11 +232,33 @@ fn any_json() -> impl Strategy<Value = Value> {
         (-2i64..6).prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         ".{0,6}".prop_map(Value::from),
-        prop::sample::select(vec!["user", "text", "assistant", "json_object", "none", "5"]).prop_map(Value::from),
+        prop::sample::select(vec![
+            "user",
+            "text",
+            "assistant",
+            "json_object",
+            "none",
+            "5",
+            "function",
+            "required",
+            "(a|b"
+        ])
+        .prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| {
-        let name =
-            prop::sample::select(vec!["role", "content", "type", "text", "name", "include_usage", "5", "tool_calls"]);
+        let name = prop::sample::select(vec![
+            "role",
+            "content",
+            "type",
+            "text",
+            "name",
+            "include_usage",
+            "5",
+            "tool_calls",
+            "function",
+            "schema",
+            "json",
+        ]);
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
             prop::collection::btree_map(name, inner, 0..4)
@@ -271,6 +292,10 @@ const FIELDS: &[&str] = &[
     "echo",
     "response_format",
     "tools",
+    "tool_choice",
+    "guided_json",
+    "guided_choice",
+    "structured_outputs",
     "chat_template_kwargs",
     "best_of",
     "unknown",
