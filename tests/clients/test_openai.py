@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import time
 import unittest
 
@@ -190,6 +191,75 @@ class Errors(unittest.TestCase):
         with self.assertRaises(openai.APIError) as raised:
             list(chunks)
         self.assertIn("cancelled", raised.exception.message)
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "likes": {"type": "array", "items": {"enum": ["tea", "rain"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "likes"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "introduce", "description": "Introduces somebody.", "parameters": PERSON}}]
+
+
+class Structured(unittest.TestCase):
+    """The built-in model knows nothing of JSON: what it writes is right because nothing else may be written."""
+
+    def assert_person(self, text):
+        person = json.loads(text)
+        self.assertEqual(set(person), {"name", "age", "likes"})
+        self.assertLessEqual(len(person["name"]), 12)
+        self.assertIn(person["age"], range(151))
+        self.assertLessEqual(len(person["likes"]), 2)
+        self.assertLessEqual(set(person["likes"]), {"tea", "rain"})
+
+    def test_a_schema_is_kept_by_every_choice(self):
+        schema = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
+        answer = chat(response_format=schema, n=2, temperature=1, max_tokens=400)
+        for choice in answer.choices:
+            self.assertEqual(choice.finish_reason, "stop")
+            self.assert_person(choice.message.content)
+
+    def test_a_required_call_is_made_whole_and_streamed(self):
+        named = {"type": "function", "function": {"name": "introduce"}}
+        for tool_choice in ("required", named):
+            settings = {"tools": TOOLS, "tool_choice": tool_choice, "parallel_tool_calls": False, "max_tokens": 400}
+            choice = chat(**settings).choices[0]
+            self.assertEqual((choice.finish_reason, choice.message.content), ("tool_calls", None))
+            [call] = choice.message.tool_calls
+            self.assertEqual((call.type, call.function.name), ("function", "introduce"))
+            self.assert_person(call.function.arguments)
+            with client.chat.completions.stream(model="any", messages=MESSAGES, temperature=0, **settings) as stream:
+                for _ in stream:
+                    pass
+                streamed = stream.get_final_completion().choices[0]
+            self.assertEqual(streamed.finish_reason, "tool_calls")
+            self.assertEqual(streamed.message.tool_calls[0].function.arguments, call.function.arguments)
+
+    def test_a_conversation_goes_on_behind_a_call(self):
+        settings = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 400}
+        message = chat(**settings).choices[0].message
+        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "done"}
+        answer = client.chat.completions.create(
+            model="any", messages=[*MESSAGES, message, result], tools=TOOLS, max_tokens=10, temperature=0
+        )
+        self.assertIn(answer.choices[0].finish_reason, ("stop", "length"))
+
+    def test_a_grammar_is_kept(self):
+        grammar = 'root ::= "(" ( "forty" | "two" | root ){1,2} ")"'
+        answer = complete(max_tokens=200, temperature=1, seed=7, extra_body={"grammar": grammar})
+        self.assertRegex(answer.choices[0].text, r"^[(]+(forty|two|[()])+")
+
+    def test_a_fault_names_the_place_in_the_schema(self):
+        schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+        with self.assertRaises(openai.BadRequestError) as caught:
+            chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+        self.assertIn("/properties/a", str(caught.exception))
+        self.assertEqual(caught.exception.param, "response_format")
 
 
 class Others(unittest.TestCase):

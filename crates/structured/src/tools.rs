@@ -59,10 +59,12 @@ pub(crate) fn check(tool: &Tool, n_bytes: usize) -> Result<usize, ShapeError> {
     check_len(n_bytes).map(|()| n_bytes)
 }
 
-/// The schema of a call's arguments: an object whatever it says, and one without members where it says nothing.
+/// The schema of a call's arguments: an object, with the names that are declared and no others, unless the schema says
+/// something else of them.
 pub(crate) fn arguments_schema(parameters: &Value) -> Value {
     let mut members: Map<String, Value> = parameters.as_object().cloned().unwrap_or_default();
-    if members.is_empty() {
+    let others = ["additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf", "enum", "const"];
+    if !others.iter().any(|keyword| members.contains_key(*keyword)) {
         members.insert("additionalProperties".into(), false.into());
     }
     members.insert("type".into(), json!("object"));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CHAT, COMPLETIONS, ask, chat, chunks, completion, text_of};
+use super::{CHAT, COMPLETIONS, ask, chat, completion, stream, text_of};
 use crate::worker::Worker;
 
 fn person() -> Value {
@@ -68,7 +68,7 @@ async fn streams_choices_log_probabilities_stops_and_limits_go_on_as_without() {
     let worker = Worker::start().await;
     worker.script("nonsense");
     let format = json!({ "guided_regex": "(ab){4}c", "n": 2, "logprobs": true, "top_logprobs": 1, "temperature": 1.0 });
-    let streamed = chunks(&worker, CHAT, &chat(&format)).await;
+    let streamed = stream(&worker, CHAT, &chat(&format)).await;
     for index in 0..2 {
         assert_eq!(text_of(&streamed, index), "ababababc");
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CHAT, COMPLETIONS, ask, chat, chunks, completion, text_of};
+use super::{CHAT, COMPLETIONS, ask, chat, completion, stream, text_of};
 use crate::worker::Worker;
 
 fn tools() -> Value {
@@ -71,7 +71,7 @@ async fn calls_that_the_model_writes_are_told_whole_and_streamed() {
         assert_eq!(choice["message"]["content"], json!(text), "{says}");
         assert_eq!(calls(&choice["message"]["tool_calls"]), expected, "{says}");
         assert_eq!(choice["finish_reason"], reason, "{says}");
-        let streamed = chunks(&worker, CHAT, &with_tools(json!({}))).await;
+        let streamed = stream(&worker, CHAT, &with_tools(json!({}))).await;
         assert_eq!(
             put_together(&streamed, 0),
             (text.unwrap_or_default().to_owned(), expected, json!(reason)),
@@ -104,7 +104,7 @@ async fn a_model_that_has_to_call_does_so() {
         let body =
             with_tools(json!({ "tool_choice": choice, "parallel_tool_calls": false, "n": 2, "temperature": 1.0 }));
         let answer = ask(&worker, CHAT, &body).await;
-        let streamed = chunks(&worker, CHAT, &body).await;
+        let streamed = stream(&worker, CHAT, &body).await;
         for index in 0..2 {
             let whole = &answer["choices"][index];
             assert_eq!((&whole["finish_reason"], &whole["message"]["content"]), (&json!("tool_calls"), &Value::Null));
@@ -132,7 +132,7 @@ async fn a_model_that_has_to_call_does_so() {
 async fn log_probabilities_of_a_call_are_all_told() {
     let worker = Worker::start().await;
     worker.script(CALL);
-    let streamed = chunks(&worker, CHAT, &with_tools(json!({ "logprobs": true }))).await;
+    let streamed = stream(&worker, CHAT, &with_tools(json!({ "logprobs": true }))).await;
     let choices = streamed.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
     let told = choices.flat_map(|choice| choice["logprobs"]["content"].as_array().cloned().unwrap_or_default());
     let text: String = told.map(|token| token["token"].as_str().unwrap().to_owned()).collect();
