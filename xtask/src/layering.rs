@@ -28,7 +28,8 @@ const ROOMS: &[Room] = &[
     room("cuda-sys", &[]),
     room("transformer", &["cuda-sys", "gguf-parser", "quant", "weight-loader"]),
     room("engine", &["transformer"]),
-    room("worker-http", &["engine", "tokenizer"]),
+    room("structured", &["engine", "tokenizer"]),
+    room("worker-http", &["engine", "structured", "tokenizer"]),
     room(
         "worker-orcd",
         &["engine", "gguf-parser", "quant", "tokenizer", "transformer", "weight-loader", "worker-http"],
@@ -52,6 +53,7 @@ const KEPT: &[(&str, &[&str])] = &[
     ("reqwest", &["worker-orcd", "worker-tests"]),
     ("memmap2", &["weight-loader"]),
     ("minijinja", &["tokenizer"]),
+    ("llguidance", &["structured"]),
     ("clap", &["worker-orcd", "worker-tests", "xtask"]),
     ("indicatif", &["worker-orcd", "xtask"]),
     ("rustyline", &["worker-orcd"]),
@@ -67,6 +69,7 @@ const UNKNOWN: &[(&str, &[&str])] = &[
     ("tokenizer", &["std::fs", "std::net", "std::process"]),
     ("transformer", &["File", "std::net", "std::process"]),
     ("engine", &["std::fs", "std::net", "std::io", "std::process", "Instant::now", "SystemTime::now"]),
+    ("structured", &["std::fs", "std::net", "std::process"]),
     ("worker-http", &["std::fs", "std::process"]),
 ];
 

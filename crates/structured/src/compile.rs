@@ -208,10 +208,16 @@ impl Grammars {
     }
 
     fn create(&self, grammar: TopLevelGrammar) -> Result<Compiled, String> {
-        let matcher = Matcher::new(self.factory.create_parser(grammar));
-        match matcher.get_error() {
-            Some(error) => Err(in_one_line(&error)),
-            None => Ok(Compiled(Arc::new(Mutex::new(matcher)))),
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        if let Some(error) = matcher.get_error() {
+            return Err(in_one_line(&error));
+        }
+        // The first mask is the one that takes long. Made here it shows too whether there is any text at all, and what it
+        // has found out about the grammar goes with every answer.
+        match matcher.compute_mask() {
+            Ok(_) => Ok(Compiled(Arc::new(Mutex::new(matcher)))),
+            Err(error) if error.to_string().starts_with("NoExtension") => Err("no text fits".into()),
+            Err(error) => Err(in_one_line(&error.to_string())),
         }
     }
 }
@@ -272,13 +278,16 @@ fn check_text(text: &str) -> Result<(), ShapeError> {
 
 /// What an error says, in one line: without the backtrace of a panic, and without the source that it goes on to repeat.
 fn in_one_line(error: &str) -> String {
+    if error.starts_with("panic") {
+        return "cannot be understood".into();
+    }
     if error.contains("coerce_one_of") {
         return "\"oneOf\" is supported only where it is plain that no value fits two of its schemas".into();
     }
     if error.contains("without 'referencing'") {
         return "\"$ref\" is supported only within the schema, as \"#/$defs/name\"".into();
     }
-    let text = error.split("\n<backtrace>").next().unwrap_or_default();
+    let text = error.replace("<non-verbose/>", "");
     let is_source = |line: &&str| {
         let line = line.trim();
         line.trim_matches('^').is_empty() || line.split_once(" | ").is_some_and(|(n, _)| n.parse::<u32>().is_ok())

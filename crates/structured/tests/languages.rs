@@ -142,6 +142,7 @@ fn gbnf_with_recursion() {
     );
     check(Shape::Gbnf("root ::= \"(\" root? \")\" root?".into()), &["()", "(())()", "((()())())"], &["", "(", "())"]);
     // It can be left at once: an alternative of nothing beside a recursive one.
+    check(Shape::Gbnf("root ::= \"\"".into()), &[""], &["a"]);
     check(Shape::Gbnf("root ::= | \"a\" root \"b\"".into()), &["", "ab", "aabb"], &["a", "aab"]);
 }
 
@@ -231,6 +232,8 @@ fn faults_say_what_and_where() {
         Shape::Gbnf("root ::= \"a\"{5000}".into()),
         Shape::Gbnf("root ::= <think> \"a\"".into()),
         Shape::Gbnf("root = \"a\"".into()),
+        Shape::Gbnf("root ::= root".into()),
+        schema(json!({ "$ref": "#" })),
     ];
     insta::assert_snapshot!(faults.map(fault).join("\n"));
 }
