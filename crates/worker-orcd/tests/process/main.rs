@@ -3,6 +3,7 @@
 mod access;
 mod bench;
 mod callback;
+mod calls;
 mod chat;
 mod command_line;
 mod faults;
