@@ -13,6 +13,8 @@ from page import PATIENCE_MS, SECONDS, Browser, PageTest, expect
 HAIKU = 'Write a haiku about GPU computing that includes the word "forty-two"'
 RAIN = "Write a haiku about rain"
 
+DURATION = r"([\d.]+) (ms|s)"
+
 
 def setUpModule():
     PageTest.browser = Browser()
@@ -29,7 +31,7 @@ class Chat(PageTest):
         whole = self.worker.post("/v1/chat/completions", {"messages": messages, "temperature": 0})
         self.assertEqual(self.answer().locator("p").text_content(), whole["choices"][0]["message"]["content"])
         usage = whole["usage"]
-        self.assertRegex(self.figures(), rf"^{usage['completion_tokens']} tokens in \d+ ms · first after \d+ ms · ")
+        self.assertRegex(self.figures(), rf"^{usage['completion_tokens']} tokens in {DURATION} · first after {DURATION} · ")
         self.assertRegex(self.figures(), rf" · prompt {usage['prompt_tokens']} · seed 7$")
         expect(page.locator("#text")).to_be_focused()
 
@@ -76,7 +78,7 @@ class Streams(PageTest):
     def test_text_appears_step_by_step(self):
         page = self.open(self.browser.slow())
         self.watch()
-        self.set(max_tokens=100)
+        self.set(max_tokens=100, seed=1)
         self.send("One")
         expect(page.locator("#stop")).to_be_visible()
         self.expect_end()
@@ -84,12 +86,12 @@ class Streams(PageTest):
         self.assertEqual(lengths, sorted(lengths))
         self.assertGreater(len(set(lengths)), 10, lengths)
         self.assertEqual(lengths[-1], len(self.answer().locator("p").text_content()))
-        told = re.match(r"100 tokens in ([\d.]+) (ms|s) · first after (\d+) ms · ([\d.]+) tokens/s · .*limit$", self.figures())
+        told = re.match(
+            rf"100 tokens in {DURATION} · first after {DURATION} · ([\d.]+) tokens/s · .*limit$", self.figures())
         self.assertIsNotNone(told, self.figures())
         # What it says of its speed fits what it says of its times. Those that arrive first, together, do not count.
-        time, unit, first_ms, rate = told.groups()
-        n = float(rate) * (float(time) * (1 if unit == "s" else 0.001) - float(first_ms) / 1000)
-        self.assertTrue(50 < n < 110, self.figures())
+        n = float(told[5]) * (seconds(told[1], told[2]) - seconds(told[3], told[4]))
+        self.assertTrue(20 < n < 115, self.figures())
 
     def test_stop_ends_the_answer_and_frees_the_worker(self):
         for stop in (lambda page: page.locator("#stop").click(), lambda page: page.keyboard.press("Escape")):
@@ -208,9 +210,12 @@ class Errors(PageTest):
         page.keyboard.press("Escape")
         expect(self.answer().get_by_role("alert")).to_contain_text("wants an API key")
         page.get_by_role("button", name="Again").click()
+        expect(page.locator("#key")).to_be_focused()
+        expect(page.get_by_text("not accepted")).to_be_hidden()
         page.keyboard.type("wrong")
         page.keyboard.press("Enter")
-        expect(dialog).to_contain_text("not accepted")
+        expect(page.get_by_text("not accepted")).to_be_visible()
+        expect(page.locator("#key")).to_be_focused()
         page.keyboard.type("right")
         page.keyboard.press("Enter")
         expect(dialog).to_be_hidden()
@@ -302,12 +307,17 @@ class Everybody(PageTest):
         page = self.open(self.browser.slow(), reduced_motion="reduce")
         self.send("Without end")
         expect(page.locator("#stop")).to_be_visible()
-        moving = "document.getAnimations().length"
+        # Not the colours of buttons, which change when they change.
+        moving = "document.getAnimations().filter((animation) => animation instanceof CSSAnimation).length"
         self.assertEqual(page.evaluate(moving), 0)
         page.emulate_media(reduced_motion="no-preference")
         self.assertEqual(page.evaluate(moving), 1)
         page.locator("#stop").click()
         self.expect_end()
+
+
+def seconds(number, unit):
+    return float(number) * (1 if unit == "s" else 0.001)
 
 
 def contrast(*colors):

@@ -43,6 +43,9 @@ fn keys_come_from_flags_a_file_and_the_environment_and_no_log_has_them() {
     for secret in [KEY, "sk-third", OTHER_KEY, "sk-not-used", "sk-wrong-0123456789"] {
         assert!(!log.contains(secret), "{secret} in {log}");
     }
+    let config = files.write("worker.toml", format!("api-key = ['{KEY}', '{OTHER_KEY}']\n").as_bytes());
+    let worker = Worker::ready(&["--config", &config]);
+    assert_eq!([KEY, OTHER_KEY, "sk-third"].map(|key| with_key(&worker, key)), [200, 200, 401]);
     let worker = Worker::spawn(command(&["--port", "0"]).env("WORKER_ORCD_API_KEY", KEY));
     worker.wait_for("/ready", 200);
     assert_eq!((with_key(&worker, KEY), with_key(&worker, OTHER_KEY)), (200, 401));
@@ -53,6 +56,9 @@ fn no_help_and_no_fault_shows_a_key() {
     let output = command(&["--api-key", KEY, "--help"]).env("WORKER_ORCD_API_KEY", OTHER_KEY).output().unwrap();
     let help = stdout_of(&output);
     assert!(help.contains("--api-key <KEY>") && !help.contains(KEY) && !help.contains(OTHER_KEY));
+    let files = Files::new();
+    let config = files.write("worker.toml", format!("api-key = ['{KEY}']\ncors-origin = ['https://a.example']\n").as_bytes());
+    assert!(!stdout_of(&run(&["--config", &config, "--help"])).contains(KEY));
     for args in [
         &["--api-key", KEY, "--port", "many"][..],
         &["--api-key", KEY, "--no-such-flag"],
