@@ -80,7 +80,7 @@ class Streams(PageTest):
         self.watch()
         self.set(max_tokens=100, seed=1)
         self.send("One")
-        expect(page.locator("#stop")).to_be_visible()
+        expect(self.answer().locator(".figures")).to_contain_text("limit")
         self.expect_end()
         lengths = page.evaluate("lengths")
         self.assertEqual(lengths, sorted(lengths))

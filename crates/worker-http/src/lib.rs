@@ -37,8 +37,8 @@
 //! # }
 //! ```
 
-mod account;
 mod access;
+mod account;
 mod answer;
 mod body;
 mod correlation;

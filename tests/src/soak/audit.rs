@@ -185,11 +185,11 @@ mod tests {
     fn jobs_lost_doubled_and_mistaken_are_found() {
         let whole = ("a", Seen::Whole { n_tokens: 3, as_alone: true });
         let log = job("a", "stop", 3);
-        assert_eq!(verdicts(&[whole.clone()], &log, 3), [true, true, true]);
-        assert_eq!(verdicts(&[whole.clone()], &log, 4), [true, true, false]);
-        assert_eq!(verdicts(&[whole.clone()], &job("b", "stop", 3), 3), [false, false, true]);
-        assert_eq!(verdicts(&[whole.clone()], &(log.clone() + &log), 6), [false, true, true]);
-        assert_eq!(verdicts(&[whole.clone()], &job("a", "abort", 3), 3), [false, true, true]);
+        assert_eq!(verdicts(std::slice::from_ref(&whole), &log, 3), [true, true, true]);
+        assert_eq!(verdicts(std::slice::from_ref(&whole), &log, 4), [true, true, false]);
+        assert_eq!(verdicts(std::slice::from_ref(&whole), &job("b", "stop", 3), 3), [false, false, true]);
+        assert_eq!(verdicts(std::slice::from_ref(&whole), &(log.clone() + &log), 6), [false, true, true]);
+        assert_eq!(verdicts(std::slice::from_ref(&whole), &job("a", "abort", 3), 3), [false, true, true]);
         assert_eq!(verdicts(&[whole], &job("a", "stop", 2), 2), [false, true, true]);
     }
 

@@ -36,6 +36,12 @@ pub struct Access {
 
 /// Routes that want no key: a probe, a scraper and a person who opens the page have none.
 const OPEN_PATHS: [&str; 4] = ["/", "/health", "/ready", "/metrics"];
+/// Below it lie the page's own files, which the page cannot send a key for.
+const OPEN_FOLDER: &str = "/page/";
+
+fn wants_key(path: &str) -> bool {
+    !OPEN_PATHS.contains(&path) && !path.starts_with(OPEN_FOLDER)
+}
 
 /// Lets requests pass that are sent to this worker, by no web page or one that may.
 pub(crate) async fn check_host_and_origin(State(state): State<AppState>, request: Request, next: Next) -> Response {
@@ -50,7 +56,7 @@ pub(crate) async fn check_host_and_origin(State(state): State<AppState>, request
 /// Lets requests pass that have a key, or need none.
 pub(crate) async fn check_key(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let keys = &state.settings().access.api_keys;
-    if keys.is_empty() || OPEN_PATHS.contains(&request.uri().path()) || keys.admit(request.headers()) {
+    if keys.is_empty() || !wants_key(request.uri().path()) || keys.admit(request.headers()) {
         return next.run(request).await;
     }
     let given = request.headers().contains_key(header::AUTHORIZATION);

@@ -76,12 +76,7 @@ impl CorsOrigins {
     }
 
     fn allows(&self, origin: &HeaderValue) -> bool {
-        self.any
-            || origin
-                .to_str()
-                .ok()
-                .and_then(normal)
-                .is_some_and(|origin| self.allowed.iter().any(|allowed| *allowed == origin))
+        self.any || origin.to_str().ok().and_then(normal).is_some_and(|origin| self.allowed.contains(&origin))
     }
 
     /// What tells a browser that a page may read the answers, and answers the questions it asks first. None where no other

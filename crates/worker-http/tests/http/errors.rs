@@ -7,15 +7,16 @@ use std::time::Duration;
 use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 use transformer::ExecutorError;
-use worker_http::{ErrorCode, MAX_BODY_BYTES};
+use worker_http::{ApiKeys, ErrorCode, MAX_BODY_BYTES};
 
 use crate::openai::{CHAT, COMPLETIONS, chat, completion};
 use crate::worker::{Config, Stream, Worker};
 
 /// All codes; [`provoke`] says how each comes about.
-const CODES: [ErrorCode; 15] = [
+const CODES: [ErrorCode; 16] = [
     ErrorCode::InvalidRequest,
     ErrorCode::ContextLengthExceeded,
+    ErrorCode::Unauthorized,
     ErrorCode::Forbidden,
     ErrorCode::NotFound,
     ErrorCode::MethodNotAllowed,
@@ -74,6 +75,8 @@ async fn provoke(code: ErrorCode, routes: Routes) -> Option<Told> {
     Some(match code {
         ErrorCode::InvalidRequest => told(ask(&json!({ "temperature": 9 }))).await,
         ErrorCode::ContextLengthExceeded => told(ask(&routes.body(&"x".repeat(200)))).await,
+        // `config` asks for a key.
+        ErrorCode::Unauthorized => told(ask(&usual)).await,
         ErrorCode::Forbidden => told(ask(&usual).header("origin", "http://evil.example")).await,
         ErrorCode::NotFound => {
             let path = if routes == Routes::Execute { "/nowhere" } else { "/v1/nowhere" };
@@ -127,6 +130,9 @@ fn config(code: ErrorCode) -> Config {
     config.engine.max_seqs = 1;
     config.engine.queue_limit = 1;
     config.fake.n_ctx = 128;
+    if code == ErrorCode::Unauthorized {
+        config.access.api_keys = ApiKeys::new(["sk-a"]).unwrap();
+    }
     config.inference_timeout = (code == ErrorCode::InferenceTimeout).then_some(Duration::from_millis(50));
     config
 }
@@ -191,7 +197,10 @@ async fn every_code_of_openais_routes_has_its_status_and_its_form() {
         for code in CODES {
             let Some(Told { status, retry_after, error }) = provoke(code, routes).await else { continue };
             let error = &error["error"];
-            let expected = code.label().to_lowercase();
+            let expected = match code {
+                ErrorCode::Unauthorized => "invalid_api_key".to_owned(),
+                code => code.label().to_lowercase(),
+            };
             // Faults of fields have codes of OpenAI's own.
             let is_field = code == ErrorCode::InvalidRequest;
             assert!(

@@ -57,7 +57,8 @@ fn no_help_and_no_fault_shows_a_key() {
     let help = stdout_of(&output);
     assert!(help.contains("--api-key <KEY>") && !help.contains(KEY) && !help.contains(OTHER_KEY));
     let files = Files::new();
-    let config = files.write("worker.toml", format!("api-key = ['{KEY}']\ncors-origin = ['https://a.example']\n").as_bytes());
+    let config =
+        files.write("worker.toml", format!("api-key = ['{KEY}']\ncors-origin = ['https://a.example']\n").as_bytes());
     assert!(!stdout_of(&run(&["--config", &config, "--help"])).contains(KEY));
     for args in [
         &["--api-key", KEY, "--port", "many"][..],

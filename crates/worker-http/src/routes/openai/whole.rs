@@ -77,8 +77,16 @@ mod tests {
 
     #[tokio::test]
     async fn what_ends_a_choice_is_the_status_of_all() {
-        let settings =
-            Settings { worker_id: "w".into(), model: "m".into(), inference_timeout: None, keep_alive: KEEP_ALIVE };
+        let settings = Settings {
+            worker_id: "w".into(),
+            model: "m".into(),
+            model_file: "m.gguf".into(),
+            inference_timeout: None,
+            keep_alive: KEEP_ALIVE,
+            log_prompts: false,
+            body_read_timeout: crate::BODY_READ_TIMEOUT,
+            access: crate::Access::default(),
+        };
         let state = AppState::new(settings);
         for (code, status) in [(ErrorCode::Cancelled, 499), (ErrorCode::InferenceTimeout, 504)] {
             let error = Event::Error(ApiError::new(code, "so it ends").into());
