@@ -165,6 +165,7 @@ pub(crate) struct AccessArgs {
 
     /// An origin whose web pages may ask, such as https://app.example, beside the worker's own; * lets all. May be given
     /// several times.
+    #[allow(rustdoc::bare_urls, reason = "the text is for a terminal")]
     #[arg(long, value_name = "ORIGIN", env = "WORKER_ORCD_CORS_ORIGIN", hide_env_values = true, value_delimiter = ',')]
     pub(crate) cors_origin: Vec<String>,
 
