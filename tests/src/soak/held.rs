@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Looks in a row that must agree.
 const N_STILL: usize = 6;
 /// By how much resident memory may differ from what it was after the first round.
-const MAX_MEMORY_CHANGE: f64 = 0.05;
+const MAX_MEMORY_CHANGE_PERCENT: u64 = 5;
 /// What must be 0 while nothing is asked.
 const GAUGES: [&str; 3] = ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"];
 
@@ -96,7 +96,7 @@ pub(super) fn compare(before: &Held, after: &Held) -> Vec<Check> {
             shown(before.anonymous_kib)
         );
         let claim = "resident memory is within 5 % of what it was after the first round";
-        checks.push(Check::new(claim, change.abs() <= MAX_MEMORY_CHANGE, found));
+        checks.push(Check::new(claim, kib.abs_diff(was) * 100 <= was * MAX_MEMORY_CHANGE_PERCENT, found));
     }
     checks
 }

@@ -86,7 +86,7 @@ fn pieces(label: &str) -> Vec<Garbage> {
     let whole = request("POST", "/execute", label, json, job.as_bytes());
     let mut half = whole.clone();
     half.truncate(whole.len() - 10);
-    let endless_head = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}", "a".repeat(40 << 10));
+    let endless_head = format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx-long: {}", "a".repeat(40 << 10));
     let many_fields: String = (0..2000).map(|i| format!("x-{i}: a\r\n")).collect();
     vec![
         refused("bad JSON", "POST", "/execute", json, b"{\"job_id\": oops}", 400, "INVALID_REQUEST"),
@@ -153,7 +153,7 @@ pub(super) async fn slow_reader(base: &str, label: &str, rng: &mut StdRng, end: 
 fn request(method: &str, path: &str, label: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let n = body.len();
     let mut bytes = format!(
-        "{method} {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\nx-correlation-id: {label}\r\n{headers}\
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-correlation-id: {label}\r\n{headers}\
          content-length: {n}\r\n\r\n"
     )
     .into_bytes();
