@@ -1,12 +1,13 @@
 //! `cargo xtask test --browser`: the worker's page in headless Chromium.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use clap::Parser as _;
 
 use crate::cargo::{self, Executables, repository_root, target_dir};
-use crate::python;
+use crate::{make_random, python};
 
 /// The tests. They are in Python since the client that drives the browser is; it comes from the package index, the
 /// browser does not.
@@ -81,7 +82,15 @@ fn slow_model() -> Result<PathBuf> {
     let folder = target_dir().join("tmp");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let file = folder.join("slow.gguf");
-    let this: &Path = &std::env::current_exe().context("finding this program")?;
-    cargo::succeed(Command::new(this).arg("make-random").arg(&file).args(SLOW.split(' ')))?;
+    let words = ["make-random".into(), file.clone().into_os_string()];
+    let made = MakeRandom::try_parse_from(words.into_iter().chain(SLOW.split(' ').map(Into::into)))?;
+    make_random::run(&made.args)?;
     Ok(file)
+}
+
+/// `cargo xtask make-random` as a command line of its own.
+#[derive(Debug, clap::Parser)]
+struct MakeRandom {
+    #[command(flatten)]
+    args: make_random::Args,
 }
