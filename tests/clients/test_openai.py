@@ -219,7 +219,7 @@ class Structured(unittest.TestCase):
 
     def test_a_schema_is_kept_by_every_choice(self):
         schema = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
-        answer = chat(response_format=schema, n=2, temperature=1, max_tokens=400)
+        answer = chat(response_format=schema, n=2, temperature=1, seed=7, max_tokens=400)
         for choice in answer.choices:
             self.assertEqual(choice.finish_reason, "stop")
             self.assert_person(choice.message.content)

@@ -9,8 +9,9 @@ const MAX_FAULTS: usize = 8;
 /// The most parts of a schema that are tried by themselves to find one that is at fault.
 const MAX_TRIED: usize = 64;
 
-/// Between any two parts of a JSON text. Not more of it: a model that has nothing to say would write spaces for ever.
-const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
+/// Between any two parts of a JSON text: what JSON is commonly written with, on one line or on indented lines. Not more of it:
+/// a model that has nothing to say would fill its answer with blank lines.
+const WHITESPACE: &str = r"\x20|\r?\n(\x20{0,16}|\t{0,8})";
 
 /// Keywords that restrict what they stand in, and that nothing here heeds.
 const UNSUPPORTED: &[&str] = &[

@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use engine::{Progress, TokenMask};
 use gguf_parser::Gguf;
+use serde::Serialize as _;
+use serde_json::ser::PrettyFormatter;
 use serde_json::{Value, json};
 use structured::{CallForm, Compiled, Grammars, Shape, Tool};
 use test_support::tiny_model::TinyModel;
@@ -88,11 +90,18 @@ fn what_a_schema_allows() {
 }
 
 #[test]
-fn a_text_may_not_be_filled_up_with_whitespace_for_ever() {
+fn a_text_may_be_written_on_one_line_or_on_indented_lines_but_not_be_filled_up_with_whitespace() {
     let compiled = compile(&Shape::JsonObject);
-    let padded = |n: usize| format!("{{{}}}", " ".repeat(n));
-    assert!(allows(&compiled, &padded(32)));
-    assert!(!allows(&compiled, &padded(33)));
+    let value = json!({ "a": [1, { "b": "c" }], "d": {} });
+    for text in [value.to_string(), format!("{value:#}"), format!("{value:#}").replace('\n', "\r\n")] {
+        assert!(allows(&compiled, &text), "{text}");
+    }
+    let mut with_tabs = serde_json::Serializer::with_formatter(Vec::new(), PrettyFormatter::with_indent(b"\t"));
+    value.serialize(&mut with_tabs).unwrap();
+    assert!(allows(&compiled, std::str::from_utf8(&with_tabs.into_inner()).unwrap()));
+    for filled in ["{  }", "{\n\n}", "{ \n}", &format!("{{\n{}}}", " ".repeat(17))] {
+        assert!(!allows(&compiled, filled), "{filled:?}");
+    }
 }
 
 #[test]
