@@ -6,7 +6,6 @@
 //! within one step.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use engine::{EndReason, Event as EngineEvent, Timings};
 use tokenizer::Tokenizer;
@@ -37,70 +36,57 @@ enum Outcome {
 /// Follows an answer: engine events in, client events out.
 pub(super) struct Follower {
     state: AppState,
-    job: engine::Job,
+    taken: Taken,
     /// Shared by all answers of the job: it is counted, and its name free, when the last has ended.
     record: Arc<Record>,
     answer: AnswerText,
     tokenizer: Arc<Tokenizer>,
     stop: Vec<String>,
     reports_metrics: bool,
-    events: mpsc::Sender<Event>,
     clock: Clock,
-    /// Which of the job's answers it is.
-    choice: usize,
-    /// The most tokens that it may have.
-    max_tokens: usize,
-    n_prompt: usize,
     n_cached: usize,
-    /// Of several answers to one prompt, the first counts its tokens.
-    counts_prompt: bool,
     prompt_counted: bool,
     /// The answer, where it is to be logged.
     logged: Option<String>,
 }
 
+/// One of a job's answers, as the engine has taken it.
+pub(super) struct Taken {
+    pub(super) job: engine::Job,
+    /// Where its events go.
+    pub(super) events: mpsc::Sender<Event>,
+    /// Which of the job's answers it is.
+    pub(super) choice: usize,
+    /// The most tokens that it may have.
+    pub(super) max_tokens: usize,
+    /// Tokens of its prompt.
+    pub(super) n_prompt: usize,
+    /// Of several answers to one prompt, the first counts its tokens.
+    pub(super) counts_prompt: bool,
+}
+
 impl Follower {
+    /// Follows `taken`; its time counts from the job's acceptance.
     pub(super) fn new(
         state: &AppState,
         tokenizer: &Arc<Tokenizer>,
         generation: &Generation,
-        job: engine::Job,
         record: Arc<Record>,
-        events: mpsc::Sender<Event>,
+        taken: Taken,
     ) -> Self {
         Self {
             state: state.clone(),
-            job,
-            record,
             answer: AnswerText::new(tokenizer, &generation.stop),
             tokenizer: Arc::clone(tokenizer),
             stop: generation.stop.clone(),
             reports_metrics: generation.reports_metrics,
-            events,
-            clock: Clock::new(Instant::now()),
-            choice: 0,
-            max_tokens: 0,
-            n_prompt: 0,
+            clock: Clock::new(record.received),
+            record,
+            taken,
             n_cached: 0,
-            counts_prompt: false,
             prompt_counted: false,
             logged: state.settings().log_prompts.then(String::new),
         }
-    }
-
-    /// Its time counts from here.
-    pub(super) fn begun(self, received: Instant) -> Self {
-        Self { clock: Clock::new(received), ..self }
-    }
-
-    /// Which of the job's answers it is, and the most tokens that it may have.
-    pub(super) fn of_choice(self, choice: usize, max_tokens: usize) -> Self {
-        Self { choice, max_tokens, ..self }
-    }
-
-    /// How long its prompt is, and whether this answer is the one that counts it.
-    pub(super) fn after_prompt(self, n_prompt: usize, counts_prompt: bool) -> Self {
-        Self { n_prompt, counts_prompt, ..self }
     }
 
     pub(super) fn spawn(self) {
@@ -120,7 +106,7 @@ impl Follower {
             let event = tokio::select! {
                 biased;
                 () = self.record.live.cancelled() => break Outcome::Error(cancelled()),
-                () = self.events.closed() => break Outcome::Disconnected,
+                () = self.taken.events.closed() => break Outcome::Disconnected,
                 () = self.state.cut_off_requested() => {
                     break Outcome::Error(ApiError::new(ErrorCode::NotReady, SHUTTING_DOWN));
                 }
@@ -129,7 +115,7 @@ impl Follower {
                     let message = format!("the job took longer than the {limit} s that this worker allows");
                     break Outcome::Error(ApiError::new(ErrorCode::InferenceTimeout, message));
                 }
-                event = self.job.recv() => event,
+                event = self.taken.job.recv() => event,
             };
             if let Some(outcome) = self.on_event(event) {
                 break outcome;
@@ -180,14 +166,15 @@ impl Follower {
 
     /// Sends the terminal event, with everything counted and logged, and the job's name free, before the client can see it.
     fn end(mut self, outcome: Outcome) {
+        let Taken { job, events, choice, max_tokens, n_prompt, counts_prompt } = self.taken;
         // The engine is to know at once.
-        drop(self.job);
+        drop(job);
         let mut due = Vec::new();
         let late_stop = self.answer.finish(&mut due);
         for event in due {
             self.logged.iter_mut().for_each(|logged| logged.push_str(&event.t));
             // A client that is gone reads nothing; nothing depends on it.
-            let _ = self.events.try_send(Event::Token(event));
+            let _ = events.try_send(Event::Token(event));
         }
         let mut timings = self.clock.timings();
         let n_generated = self.answer.n_tokens();
@@ -209,10 +196,10 @@ impl Follower {
             Outcome::Disconnected => (Ending::Left, None),
         };
         let figures = AnswerFigures {
-            n_prompt: self.counts_prompt.then_some(self.n_prompt),
-            n_computed: self.n_prompt.saturating_sub(self.n_cached),
+            n_prompt: counts_prompt.then_some(n_prompt),
+            n_computed: n_prompt.saturating_sub(self.n_cached),
             n_generated,
-            max_tokens: self.max_tokens,
+            max_tokens,
             total: self.clock.received.elapsed(),
             timings,
         };
@@ -220,31 +207,31 @@ impl Follower {
         self.state.metrics().answer_done(ending.finish(), is_complete.then_some(&figures));
         if let (Ending::Complete(reason), true) = (&ending, self.record.has_several()) {
             let stop_reason = reason_name(*reason);
-            tracing::debug!(choice = self.choice, tokens_out = n_generated, stop_reason, "answer done");
+            tracing::debug!(choice, tokens_out = n_generated, stop_reason, "answer done");
         }
         if let Some(answer) = self.logged {
-            tracing::debug!(target: PROMPTS, choice = self.choice, answer, "answer");
+            tracing::debug!(target: PROMPTS, choice, answer, "answer");
         }
-        let n_cached = if self.counts_prompt { self.n_cached } else { 0 };
+        let n_cached = if counts_prompt { self.n_cached } else { 0 };
         let first_token = self.clock.before_first_token();
         self.record.answer_ended(Ended { ending, n_generated, n_cached, timings, first_token });
         drop(self.record);
         if let Some(terminal) = terminal {
-            let _ = self.events.try_send(terminal);
+            let _ = events.try_send(terminal);
         }
     }
 
     /// The prompt counts once it has been read, which its first token shows.
     fn count_prompt(&mut self) {
-        if self.counts_prompt && !self.prompt_counted {
+        if self.taken.counts_prompt && !self.prompt_counted {
             self.prompt_counted = true;
-            self.state.metrics().prompt_read(self.n_prompt);
+            self.state.metrics().prompt_read(self.taken.n_prompt);
         }
     }
 
     fn send(&self, event: Event) {
         // The channel has room for all that one job can cause. A client that is gone shows as a closed channel in `run`.
-        let _ = self.events.try_send(event);
+        let _ = self.taken.events.try_send(event);
     }
 
     fn send_tokens(&mut self, due: Vec<TokenEvent>) {

@@ -21,7 +21,7 @@ use crate::account;
 use crate::error::{ApiError, ErrorCode};
 use crate::event::Event;
 use crate::state::{AppState, Served};
-use follower::Follower;
+use follower::{Follower, Taken};
 pub(crate) use prompt::{Prompt, on_encoder};
 use record::Record;
 
@@ -123,11 +123,9 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<Job, 
     let mut open = Vec::with_capacity(jobs.len());
     for (choice, (job, max_tokens)) in jobs.into_iter().zip(max_tokens).enumerate() {
         let (events, receiver) = mpsc::channel(max_events(max_tokens));
-        let follower = Follower::new(state, &served.tokenizer, &generation, job, Arc::clone(&record), events)
-            .begun(received)
-            .of_choice(choice, max_tokens)
-            .after_prompt(n_prompt_tokens[choice / n], choice.is_multiple_of(n));
-        follower.spawn();
+        let (n_prompt, counts_prompt) = (n_prompt_tokens[choice / n], choice.is_multiple_of(n));
+        let taken = Taken { job, events, choice, max_tokens, n_prompt, counts_prompt };
+        Follower::new(state, &served.tokenizer, &generation, Arc::clone(&record), taken).spawn();
         open.push((choice, receiver));
     }
     Ok(Job { n_prompt_tokens, seeds, answers: Answers { open, turn: 0 } })

@@ -82,7 +82,7 @@ pub(super) struct Ended {
 pub(super) struct Record {
     state: AppState,
     pub(super) live: LiveJob,
-    received: Instant,
+    pub(super) received: Instant,
     /// Of all prompts together.
     n_prompt: usize,
     /// Answers to each prompt.

@@ -7,19 +7,20 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tokenizer::{ChatInput, ChatTemplate, EncodeOptions, Tokenizer};
+use tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
 
 use super::form::{FinishReason, Form};
 use super::generation::{self, Asked};
 use super::logprobs::{ChatLogprobs, MAX_LOGPROBS};
 use super::structured::Wanted;
+use super::template::{self, Conversation};
 use super::tools::{CallReader, Offered, Parts, ToolCall};
 use super::{answer, messages, new_id, structured, tools};
 use crate::body::read_json;
 use crate::error::ApiError;
 use crate::event::TokenEvent;
 use crate::fields::Fields;
-use crate::job::{JobRequest, Prompt, on_encoder};
+use crate::job::{JobRequest, Prompt};
 use crate::state::{AppState, Served};
 
 static FIELDS: LazyLock<Vec<&'static str>> =
@@ -37,24 +38,21 @@ pub(super) struct ChatRequest {
 pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let body = read_json(request).await?;
     let served = state.ready()?;
-    let template = template(served)?;
+    let chat_template = chat_template(served)?;
     let request = parse(&body, served.tokenizer.n_vocab())?;
     drop(body);
     let ChatRequest { messages, template_variables, tools, mut asked } = request;
-    let form = CallForm::of_template(template.source());
+    let form = CallForm::of_template(chat_template.source());
     let forced = tools.as_ref().and_then(|tools| tools.wanted(form));
     asked.generation.constraint = structured::compile(&state, served, forced.or(asked.wanted.take())).await?;
     let readers = tools.as_ref().map(|tools| vec![tools.reader(); asked.n]);
-    let rendered = on_encoder(&state, move || {
-        template.render(&ChatInput {
-            messages: &messages,
-            tools: tools.as_ref().map(|tools| &tools.list),
-            add_generation_prompt: true,
-            extra: template_variables,
-        })
-    });
-    let text =
-        rendered.await?.map_err(|error| ApiError::field("messages", "template", format!("messages: {error}")))?;
+    let conversation = Conversation {
+        messages,
+        tools: tools.map(|tools| tools.list),
+        add_generation_prompt: true,
+        variables: template_variables,
+    };
+    let text = template::render(&state, chat_template, conversation).await?;
     let options = EncodeOptions { parse_special: true, add_special: asked.add_special };
     let job = JobRequest {
         job_id: new_id("chatcmpl"),
@@ -67,7 +65,7 @@ pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Res
     answer(&state, job, form, asked.stream).await
 }
 
-fn template(served: &Served) -> Result<Arc<ChatTemplate>, ApiError> {
+fn chat_template(served: &Served) -> Result<Arc<ChatTemplate>, ApiError> {
     served.chat_template.clone().map_err(|why| {
         let message = format!("messages: {why}; POST /v1/completions takes a prompt as it is");
         ApiError::field("messages", "unsupported", message)
@@ -83,7 +81,7 @@ pub(super) fn parse(body: &str, n_vocab: usize) -> Result<ChatRequest, ApiError>
     let messages = messages::read(&mut fields);
     let mut asked = generation::read(&mut fields, n_vocab);
     asked.generation.n_logprobs = read_logprobs(&mut fields);
-    let template_variables = read_template_variables(&mut fields);
+    let template_variables = template::read_variables(&mut fields);
     if fields.boolean("echo") == Some(true) {
         fields.fault("echo", "unsupported", "not supported", None);
     }
@@ -113,14 +111,6 @@ fn read_logprobs(fields: &mut Fields<'_>) -> Option<usize> {
         fields.fault("top_logprobs", "value", "expected only where logprobs is true", None);
     }
     wanted.then(|| top.unwrap_or(0) as usize)
-}
-
-fn read_template_variables(fields: &mut Fields<'_>) -> Map<String, Value> {
-    let Some(raw) = fields.raw("chat_template_kwargs") else { return Map::new() };
-    serde_json::from_str(raw.get()).unwrap_or_else(|_| {
-        fields.fault("chat_template_kwargs", "type", "expected an object", None);
-        Map::new()
-    })
 }
 
 /// How chat's choices look.

@@ -16,6 +16,7 @@ mod messages;
 mod models;
 mod stream;
 mod structured;
+pub(super) mod template;
 mod tools;
 mod unsupported;
 mod whole;
