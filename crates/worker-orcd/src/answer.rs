@@ -4,12 +4,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use engine::{EndReason, EngineHandle, Event, Failure, FailureKind, Finished, Request, Sampling};
+use engine::{EndReason, Engine, EngineConfig, EngineHandle, Event, Failure, FailureKind, Finished, Request, Sampling};
 use tokenizer::{StreamDecoder, TokenId, Tokenizer};
 use tokio_util::sync::CancellationToken;
+use transformer::Executor;
+use weight_loader::ModelFile;
 use worker_http::{Scan, StopMatcher};
 
-use crate::cli::{MAX_STOPS, SamplingArgs};
+use crate::cli::{ContextArgs, DeviceArgs, LogArgs, MAX_STOPS, SamplingArgs};
+use crate::kv_plan::Pool;
+use crate::progress::Loading;
+use crate::start::{self, Loaded};
 
 impl From<&SamplingArgs> for Sampling {
     fn from(args: &SamplingArgs) -> Self {
@@ -32,6 +37,34 @@ pub(crate) fn check(args: &SamplingArgs) -> anyhow::Result<()> {
     let n_stops = args.stop.len();
     anyhow::ensure!(n_stops <= MAX_STOPS, "--stop: given {n_stops} times, at most {MAX_STOPS} work");
     Ok(())
+}
+
+/// Loads a model for one sequence alone, with progress as the log's form allows.
+///
+/// # Errors
+/// As [`start::load`].
+pub(crate) fn load(
+    file: &ModelFile,
+    device: &DeviceArgs,
+    context: &ContextArgs,
+    log: &LogArgs,
+) -> anyhow::Result<Loaded> {
+    let options = start::Options {
+        device: device.clone(),
+        max_seqs: Some(1),
+        ctx_size: context.ctx_size.map(|n| n as usize),
+        pool: Pool::Default,
+        kv_type: context.kv_type.into(),
+    };
+    let mut loading = Loading::start(log.log_format);
+    start::load(file, &options, &mut |done, total| loading.set(done, total))
+}
+
+/// An engine for one sequence alone.
+pub(crate) fn start_engine(executor: Box<dyn Executor>) -> EngineHandle {
+    let max_batch_tokens = executor.info().max_batch_tokens;
+    let config = EngineConfig { max_seqs: 1, max_batch_tokens, ..EngineConfig::default() };
+    Engine::start(executor, config, Instant::now)
 }
 
 /// Why an answer is over.

@@ -1,21 +1,17 @@
 //! `generate`: one answer on standard output, as it is made, and nothing else there.
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::Context as _;
-use engine::{Engine, EngineConfig};
 use serde_json::json;
 use tokenizer::{ChatInput, ChatTemplate, EncodeOptions, TokenId};
 use weight_loader::ModelFile;
 
 use crate::answer::{self, Answer, End, rate};
 use crate::cli::GenerateArgs;
-use crate::kv_plan::Pool;
 use crate::logging::{self, Quiet};
-use crate::progress::Loading;
 use crate::signals::INTERRUPTED;
-use crate::start::{self, Loaded};
+use crate::start::Loaded;
 use crate::{output, signals, source};
 
 /// The longest prompt that is read from standard input, in bytes. What fits into the context is far less.
@@ -27,12 +23,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     answer::check(&args.sampling)?;
     let file = source::open(&args.model)?;
     let prompt = prompt(args)?;
-    let loaded = load(args, &file)?;
+    let loaded = answer::load(&file, &args.device, &args.context, &args.log)?;
     let ids = prompt_ids(&file, &loaded, &prompt, args.chat)?;
 
-    let max_batch_tokens = loaded.executor.info().max_batch_tokens;
-    let config = EngineConfig { max_seqs: 1, max_batch_tokens, ..EngineConfig::default() };
-    let engine = Engine::start(loaded.executor, config, Instant::now);
+    let engine = answer::start_engine(loaded.executor);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let seed = args.sampling.seed.unwrap_or_else(worker_http::drawn_seed);
     let answer = runtime.block_on(async {
@@ -41,18 +35,6 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
         answer::stream(&engine, &loaded.tokenizer, &ids, seed, &args.sampling, &interrupted, write).await
     })?;
     report(args, &source::name(&args.model), ids.len(), seed, &answer)
-}
-
-fn load(args: &GenerateArgs, file: &ModelFile) -> anyhow::Result<Loaded> {
-    let options = start::Options {
-        device: args.device.clone(),
-        max_seqs: Some(1),
-        ctx_size: args.context.ctx_size.map(|n| n as usize),
-        pool: Pool::Default,
-        kv_type: args.context.kv_type.into(),
-    };
-    let mut loading = Loading::start(args.log.log_format);
-    start::load(file, &options, &mut |done, total| loading.set(done, total))
 }
 
 fn prompt(args: &GenerateArgs) -> anyhow::Result<String> {

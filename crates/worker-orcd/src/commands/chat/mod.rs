@@ -9,10 +9,9 @@ mod slash;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use anyhow::Context as _;
-use engine::{Engine, EngineConfig, EngineHandle};
+use engine::EngineHandle;
 use tokenizer::{ChatTemplate, Tokenizer};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -22,12 +21,10 @@ use self::input::Input;
 use self::slash::Slash;
 use crate::answer::{self, Answer, End};
 use crate::cli::{ChatArgs, SamplingArgs};
-use crate::kv_plan::Pool;
 use crate::logging::{self, Quiet};
 use crate::output::aside;
-use crate::progress::Loading;
 use crate::signals::{CtrlC, INTERRUPTED};
-use crate::start::{self, Loaded};
+use crate::start::Loaded;
 use crate::{output, source};
 
 /// Runs the command until the other side has no more to say.
@@ -35,10 +32,7 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     logging::init(&args.log, Quiet::Yes)?;
     answer::check(&args.sampling)?;
     let file = source::open(&args.model)?;
-    let loaded = {
-        let mut loading = Loading::start(args.log.log_format);
-        start::load(&file, &options(args), &mut |done, total| loading.set(done, total))?
-    };
+    let loaded = answer::load(&file, &args.device, &args.context, &args.log)?;
     let template = ChatTemplate::from_gguf(&file.gguf()?, &loaded.tokenizer)
         .with_context(|| format!("model {:?}: its chat template cannot be used", file.name()))?;
     let history = if args.no_history { None } else { input::history_file() };
@@ -48,29 +42,17 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.context("cannot start")?;
     let interrupts = Interrupts::watch(&runtime, input.is_terminal())?;
-    let info = loaded.executor.info().clone();
-    let config = EngineConfig { max_seqs: 1, max_batch_tokens: info.max_batch_tokens, ..EngineConfig::default() };
     let mut chat = Chat {
         conversation: Conversation::new(template, args.system.clone()),
         sampling: args.sampling.clone(),
         tokenizer: loaded.tokenizer,
-        n_ctx: info.n_ctx,
-        engine: Engine::start(loaded.executor, config, Instant::now),
+        n_ctx: loaded.executor.info().n_ctx,
+        engine: answer::start_engine(loaded.executor),
         runtime,
         interrupts,
     };
     chat.converse(input)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn options(args: &ChatArgs) -> start::Options {
-    start::Options {
-        device: args.device.clone(),
-        max_seqs: Some(1),
-        ctx_size: args.context.ctx_size.map(|n| n as usize),
-        pool: Pool::Default,
-        kv_type: args.context.kv_type.into(),
-    }
 }
 
 fn greet(model: &str, loaded: &Loaded, has_template: bool, input: &Input) {
