@@ -72,8 +72,7 @@ struct Gaps {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    let built = args.worker.clone();
-    let binary = built.map_or_else(WorkerBinary::from_environment_or_cargo, |path| Ok(WorkerBinary::at(path)))?;
+    let binary = WorkerBinary::given_or_built(args.worker.clone())?;
     let folder = tempfile::tempdir().context("making a folder for the log")?;
     let log = folder.path().join("worker.log");
     // Otherwise every prompt but the first would be found in the cache.

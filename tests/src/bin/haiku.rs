@@ -28,7 +28,7 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let worker = args.worker.map_or_else(WorkerBinary::from_environment_or_cargo, |path| Ok(WorkerBinary::at(path)))?;
+    let worker = WorkerBinary::given_or_built(args.worker)?;
     let options = Options { worker, model: args.model, device: args.device, golden: args.golden };
     let record = haiku::run(&options).await?;
     Ok(if record.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

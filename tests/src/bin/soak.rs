@@ -34,7 +34,7 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let worker = args.worker.map_or_else(WorkerBinary::from_environment_or_cargo, |path| Ok(WorkerBinary::at(path)))?;
+    let worker = WorkerBinary::given_or_built(args.worker)?;
     let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let Args { model, device, seconds, clients, .. } = args;
     let record = soak::run(&Options { worker, model, device, seconds, clients, seed }).await?;

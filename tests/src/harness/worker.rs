@@ -30,6 +30,14 @@ impl WorkerBinary {
         Self(path.into())
     }
 
+    /// The one at `path`, or else [`from_environment_or_cargo`](Self::from_environment_or_cargo).
+    ///
+    /// # Errors
+    /// When there is no path and the build fails.
+    pub fn given_or_built(path: Option<PathBuf>) -> Result<Self> {
+        path.map_or_else(Self::from_environment_or_cargo, |path| Ok(Self::at(path)))
+    }
+
     /// The binary that the environment variable `WORKER_ORCD_BIN` names or, where it is unset, what `cargo build` makes
     /// of this checkout now. Cargo's own progress goes to standard error.
     ///
