@@ -2,19 +2,13 @@
 
 #![cfg(all(feature = "cuda", feature = "fault-injection"))]
 
-use cuda_sys::{Device, faults};
+mod support;
+
+use cuda_sys::faults;
 
 #[test]
 fn the_chosen_allocation_fails_as_a_full_device_would_and_the_next_works() {
-    let device = match Device::open(0) {
-        Ok(device) => device,
-        Err(error) => {
-            let required = std::env::var("WORKER_REQUIRE_GPU").is_ok_and(|value| value == "1");
-            assert!(error.is_no_gpu() && !required, "{error}");
-            eprintln!("SKIPPED: no GPU ({error})");
-            return;
-        }
-    };
+    let Some(device) = support::device() else { return };
     faults::fail_allocation_after(1);
     let kept = device.alloc_zeroed::<u8>(8).unwrap();
     let error = device.alloc_zeroed::<f32>(25).unwrap_err();

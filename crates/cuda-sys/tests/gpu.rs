@@ -3,33 +3,21 @@
 #![cfg(feature = "cuda")]
 #![allow(unsafe_code, reason = "calls over the border")]
 
+mod support;
+
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
 
-use cuda_sys::{ARCHITECTURES, CudaError, Device, DeviceRepr, Event, MemoryKind, OpenError, Stream, sys};
+use cuda_sys::{ARCHITECTURES, CudaError, Device, DeviceRepr, Event, MemoryKind, Stream, sys};
 use half::{bf16, f16};
 use proptest::prelude::*;
-
-fn device() -> Option<Device> {
-    match Device::open(0) {
-        Ok(device) => Some(device),
-        Err(error) if error.is_no_gpu() && std::env::var("WORKER_REQUIRE_GPU").is_ok_and(|value| value == "1") => {
-            panic!("WORKER_REQUIRE_GPU=1, and {error}")
-        }
-        Err(error @ (OpenError::NoDriver { .. } | OpenError::NoDevice)) => {
-            eprintln!("SKIPPED: no GPU ({error})");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
-}
 
 /// One test at a time: some look at how much memory is free.
 fn with_gpu(test: impl FnOnce(&Device, &Stream)) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     // A test that failed leaves nothing behind that the next could stumble over.
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(device) = device() {
+    if let Some(device) = support::device() {
         let stream = device.stream().unwrap();
         test(&device, &stream);
         stream.synchronize().unwrap();
@@ -101,7 +89,7 @@ fn new_memory_is_zero_and_lies_on_the_device() {
 
 #[test]
 fn any_part_can_be_written_and_read() {
-    let Some(device) = device() else { return };
+    let Some(device) = support::device() else { return };
     let stream = device.stream().unwrap();
     proptest!(ProptestConfig::with_cases(64), |(len in 1usize..3_000, a: u16, b: u16, seed: u32)| {
         let (a, b) = (a as usize % (len + 1), b as usize % (len + 1));

@@ -2,19 +2,13 @@
 
 #![cfg(all(feature = "cuda", feature = "fault-injection"))]
 
-use cuda_sys::{Device, faults};
+mod support;
+
+use cuda_sys::faults;
 
 #[test]
 fn a_poisoned_context_reports_its_end_by_name_from_every_call() {
-    let device = match Device::open(0) {
-        Ok(device) => device,
-        Err(error) => {
-            let required = std::env::var("WORKER_REQUIRE_GPU").is_ok_and(|value| value == "1");
-            assert!(error.is_no_gpu() && !required, "{error}");
-            eprintln!("SKIPPED: no GPU ({error})");
-            return;
-        }
-    };
+    let Some(device) = support::device() else { return };
     let stream = device.stream().unwrap();
     let mut buffer = device.alloc_zeroed::<f32>(25).unwrap();
     let first = faults::poison_context(&device).unwrap_err();
