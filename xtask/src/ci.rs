@@ -9,8 +9,17 @@ use crate::cargo::{cargo, cargo_program, repository_root, shown, succeed};
 use crate::{browser, clients, cuda, e2e_haiku, layering, tests_run};
 
 /// Crates that others may take up alone; each must build and be tested without the rest of the workspace.
-const LIBRARIES: [&str; 8] =
-    ["gguf-parser", "quant", "tokenizer", "weight-loader", "cuda-sys", "transformer", "engine", "worker-http"];
+const LIBRARIES: [&str; 9] = [
+    "gguf-parser",
+    "quant",
+    "tokenizer",
+    "weight-loader",
+    "cuda-sys",
+    "transformer",
+    "engine",
+    "structured",
+    "worker-http",
+];
 
 pub(crate) fn run() -> Result<()> {
     let mut steps = Steps::default();

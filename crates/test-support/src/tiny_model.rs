@@ -64,7 +64,8 @@ pub const MERGES: &[&str] = &["Ġ t", "h e", "i n", "Ġt he", "Ġ a", "e r", "o 
 pub const SPECIALS: &[&str] = &["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
 /// The chat template: ChatML, as of Qwen2 without the default system turn.
-pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + \
+pub const CHAT_TEMPLATE: &str = "{% if tools %}{{ '<|im_start|>system\\n' + tools | tojson + '<|im_end|>\\n' }}{% endif %}\
+     {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + \
      message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}\
      {{ '<|im_start|>assistant\\n' }}{% endif %}";
 

@@ -15,11 +15,25 @@ pub enum RequestBody {
     Chat,
     /// `POST /v1/completions`.
     Completions,
+    /// `POST /tokenize`.
+    Tokenize,
+    /// `POST /detokenize`.
+    Detokenize,
+    /// `POST /apply-template`.
+    ApplyTemplate,
 }
 
 impl RequestBody {
     /// Every one of them.
-    pub const ALL: [Self; 4] = [Self::Execute, Self::Cancel, Self::Chat, Self::Completions];
+    pub const ALL: [Self; 7] = [
+        Self::Execute,
+        Self::Cancel,
+        Self::Chat,
+        Self::Completions,
+        Self::Tokenize,
+        Self::Detokenize,
+        Self::ApplyTemplate,
+    ];
 
     /// The name of its fuzz target, and of the folder with the target's seeds.
     pub fn name(self) -> &'static str {
@@ -28,6 +42,9 @@ impl RequestBody {
             Self::Cancel => "cancel_body",
             Self::Chat => "chat_body",
             Self::Completions => "completions_body",
+            Self::Tokenize => "tokenize_body",
+            Self::Detokenize => "detokenize_body",
+            Self::ApplyTemplate => "apply_template_body",
         }
     }
 
@@ -42,6 +59,9 @@ impl RequestBody {
             Self::Cancel => parsers::cancel(&body),
             Self::Chat => parsers::chat(&body, n_vocab),
             Self::Completions => parsers::completions(&body, n_vocab),
+            Self::Tokenize => parsers::tokenize(&body),
+            Self::Detokenize => parsers::detokenize(&body, n_vocab),
+            Self::ApplyTemplate => parsers::apply_template(&body),
         }
     }
 }

@@ -60,6 +60,33 @@ fn seeds(body: RequestBody) -> Vec<(&'static str, &'static str)> {
             ("bad_ids", r#"{"prompt": [1, 512, -1, 1e3]}"#),
             ("bad_mixed", r#"{"prompt": [[1], "a"], "top_logprobs": 1}"#),
         ],
+        RequestBody::Tokenize => &[
+            ("ok_least", r#"{"content": ""}"#),
+            (
+                "ok_most",
+                r#"{"content": "\u96ea<s>", "add_special": true, "parse_special": false, "with_pieces": true}"#,
+            ),
+            ("bad_values", r#"{"content": 1, "add_special": "yes", "with_pieces": []}"#),
+        ],
+        RequestBody::Detokenize => &[
+            ("ok_none", r#"{"tokens": []}"#),
+            ("ok_ids", r#"{"tokens": [0, 1, 511, 511]}"#),
+            ("bad_ids", r#"{"tokens": [1, 512, -1, 1e3, 4294967296]}"#),
+            ("bad_missing", r#"{"ids": [1]}"#),
+        ],
+        RequestBody::ApplyTemplate => &[
+            ("ok_least", r#"{"messages": [{"role": "user", "content": "a"}]}"#),
+            (
+                "ok_most",
+                r#"{"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": false, "tools":
+                [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}], "tool_choice":
+                "auto", "chat_template_kwargs": {"enable_thinking": false}}"#,
+            ),
+            (
+                "bad_values",
+                r#"{"messages": [], "add_generation_prompt": 1, "tools": [{}], "chat_template_kwargs": [1]}"#,
+            ),
+        ],
     });
     seeds
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::Serialize;
-use tokenizer::{TokenId, Tokenizer};
+use tokenizer::TokenId;
 
 use crate::body::read_json;
 use crate::error::ApiError;
@@ -26,36 +26,39 @@ pub(crate) struct Detokenized {
 pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) -> Result<Json<Detokenized>, ApiError> {
     let body = read_json(request).await?;
     let tokenizer = Arc::clone(&state.loaded()?.tokenizer);
-    let mut fields = Fields::parse(&body, &["tokens"])?;
-    let ids = read_ids(&mut fields, &tokenizer);
-    fields.finish()?;
-    let ids = ids.unwrap_or_default();
+    let ids = parse(&body, tokenizer.n_vocab())?;
+    let n_bytes: usize = ids.iter().map(|&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum();
+    if n_bytes > MAX_TEXT_BYTES {
+        let message = format!("tokens: expected at most {MAX_TEXT_BYTES} bytes of text, got {n_bytes}");
+        return Err(ApiError::field("tokens", "length", message));
+    }
     let content = on_encoder(&state, move || tokenizer.decode_with(&ids, true)).await?;
     Ok(Json(Detokenized { content }))
 }
 
+/// Reads the ids, for a vocabulary of `n_vocab` tokens, which is at least 1.
+///
+/// # Errors
+/// Every fault at once.
+pub(super) fn parse(body: &str, n_vocab: usize) -> Result<Vec<TokenId>, ApiError> {
+    let mut fields = Fields::parse(body, &["tokens"])?;
+    let ids = read_ids(&mut fields, n_vocab);
+    fields.finish()?;
+    // There, or `finish` would have said so.
+    Ok(ids.unwrap_or_default())
+}
+
 /// `tokens`; `None` with a fault.
-fn read_ids(fields: &mut Fields<'_>, tokenizer: &Tokenizer) -> Option<Vec<TokenId>> {
-    let n_vocab = tokenizer.n_vocab();
+fn read_ids(fields: &mut Fields<'_>, n_vocab: usize) -> Option<Vec<TokenId>> {
     let Some(raw) = fields.raw("tokens") else {
         fields.fault("tokens", "required", "expected a list of token ids, got nothing", None);
         return None;
     };
     let ids: Option<Vec<TokenId>> = serde_json::from_str(raw.get()).ok();
-    let Some(ids) = ids.filter(|ids| ids.iter().all(|&id| (id as usize) < n_vocab)) else {
+    let ids = ids.filter(|ids| ids.iter().all(|&id| (id as usize) < n_vocab));
+    if ids.is_none() {
         let message = format!("expected a list of token ids: integers from 0 to {}", n_vocab - 1);
         fields.fault("tokens", "value", &message, None);
-        return None;
-    };
-    let n_bytes: usize = ids.iter().map(|&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum();
-    if n_bytes > MAX_TEXT_BYTES {
-        fields.fault(
-            "tokens",
-            "length",
-            &format!("expected at most {MAX_TEXT_BYTES} bytes of text, got {n_bytes}"),
-            None,
-        );
-        return None;
     }
-    Some(ids)
+    ids
 }

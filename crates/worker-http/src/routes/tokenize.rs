@@ -57,15 +57,7 @@ impl Token {
 pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) -> Result<Json<Tokenized>, ApiError> {
     let body = read_json(request).await?;
     let tokenizer = Arc::clone(&state.loaded()?.tokenizer);
-    let mut fields = Fields::parse(&body, FIELDS)?;
-    let content = fields.required_text("content", &CONTENT);
-    let options = EncodeOptions {
-        add_special: fields.boolean("add_special").unwrap_or(false),
-        parse_special: fields.boolean("parse_special").unwrap_or(true),
-    };
-    let with_pieces = fields.boolean("with_pieces").unwrap_or(false);
-    fields.finish()?;
-    let content = content.unwrap_or_default();
+    let Asked { content, options, with_pieces } = parse(&body)?;
     let tokens = on_encoder(&state, move || {
         let ids = tokenizer.encode(&content, options);
         if with_pieces {
@@ -75,4 +67,28 @@ pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) ->
         }
     });
     Ok(Json(Tokenized { tokens: tokens.await? }))
+}
+
+/// A text to split, checked.
+pub(super) struct Asked {
+    content: String,
+    options: EncodeOptions,
+    with_pieces: bool,
+}
+
+/// Reads what is asked.
+///
+/// # Errors
+/// Every fault at once.
+pub(super) fn parse(body: &str) -> Result<Asked, ApiError> {
+    let mut fields = Fields::parse(body, FIELDS)?;
+    let content = fields.required_text("content", &CONTENT);
+    let options = EncodeOptions {
+        add_special: fields.boolean("add_special").unwrap_or(false),
+        parse_special: fields.boolean("parse_special").unwrap_or(true),
+    };
+    let with_pieces = fields.boolean("with_pieces").unwrap_or(false);
+    fields.finish()?;
+    // There, or `finish` would have said so.
+    Ok(Asked { content: content.unwrap_or_default(), options, with_pieces })
 }

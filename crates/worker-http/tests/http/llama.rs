@@ -59,6 +59,26 @@ async fn a_template_writes_what_chat_would_continue() {
 }
 
 #[tokio::test]
+async fn a_template_is_given_the_tools_that_may_be_called() {
+    let worker = Worker::start().await;
+    let body = |choice: &str| {
+        let tool =
+            json!({ "type": "function", "function": { "name": "introduce", "parameters": { "type": "object" } } });
+        json!({ "messages": [{ "role": "user", "content": "hi" }], "tools": [tool], "tool_choice": choice })
+    };
+    for (choice, is_told) in [("auto", true), ("required", true), ("none", false)] {
+        let (status, reply) = ask(&worker, "/apply-template", body(choice)).await;
+        let prompt = reply["prompt"].as_str().unwrap_or_else(|| panic!("{status} {reply}"));
+        assert_eq!(prompt.contains("introduce"), is_told, "{choice}: {prompt}");
+        if choice != "required" {
+            worker.script("fine");
+            let (_, answer) = ask(&worker, "/v1/chat/completions", body(choice)).await;
+            assert_eq!(answer["usage"]["prompt_tokens"], worker.ids(prompt).len(), "{choice}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn props_tell_what_clients_of_llama_server_ask_for() {
     let worker = Worker::start().await;
     let mut props: Value = worker.get("/props").await.json().await.unwrap();

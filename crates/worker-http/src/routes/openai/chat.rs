@@ -6,7 +6,6 @@ use ::structured::CallForm;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Serialize;
-use serde_json::{Map, Value};
 use tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
 
 use super::form::{FinishReason, Form};
@@ -15,7 +14,7 @@ use super::logprobs::{ChatLogprobs, MAX_LOGPROBS};
 use super::structured::Wanted;
 use super::template::{self, Conversation};
 use super::tools::{CallReader, Offered, Parts, ToolCall};
-use super::{answer, messages, new_id, structured, tools};
+use super::{answer, new_id, structured};
 use crate::body::read_json;
 use crate::error::ApiError;
 use crate::event::TokenEvent;
@@ -24,14 +23,12 @@ use crate::job::{JobRequest, Prompt};
 use crate::state::{AppState, Served};
 
 static FIELDS: LazyLock<Vec<&'static str>> =
-    LazyLock::new(|| generation::known(&["messages", "logprobs", "top_logprobs", "chat_template_kwargs", "echo"]));
+    LazyLock::new(|| generation::known(&[template::FIELDS, &["logprobs", "top_logprobs", "echo"]].concat()));
 
 /// A conversation, checked.
 #[derive(Debug)]
 pub(super) struct ChatRequest {
-    messages: Vec<Value>,
-    template_variables: Map<String, Value>,
-    tools: Option<Offered>,
+    conversation: Conversation,
     asked: Asked,
 }
 
@@ -41,17 +38,12 @@ pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Res
     let chat_template = chat_template(served)?;
     let request = parse(&body, served.tokenizer.n_vocab())?;
     drop(body);
-    let ChatRequest { messages, template_variables, tools, mut asked } = request;
+    let ChatRequest { conversation, mut asked } = request;
+    let tools = conversation.tools.as_ref();
     let form = CallForm::of_template(chat_template.source());
-    let forced = tools.as_ref().and_then(|tools| tools.wanted(form));
+    let forced = tools.and_then(|tools| tools.wanted(form));
     asked.generation.constraint = structured::compile(&state, served, forced.or(asked.wanted.take())).await?;
-    let readers = tools.as_ref().map(|tools| vec![tools.reader(); asked.n]);
-    let conversation = Conversation {
-        messages,
-        tools: tools.map(|tools| tools.list),
-        add_generation_prompt: true,
-        variables: template_variables,
-    };
+    let readers = tools.map(|tools| vec![tools.reader(); asked.n]);
     let text = template::render(&state, chat_template, conversation).await?;
     let options = EncodeOptions { parse_special: true, add_special: asked.add_special };
     let job = JobRequest {
@@ -78,18 +70,15 @@ fn chat_template(served: &Served) -> Result<Arc<ChatTemplate>, ApiError> {
 /// Every fault at once.
 pub(super) fn parse(body: &str, n_vocab: usize) -> Result<ChatRequest, ApiError> {
     let mut fields = Fields::parse(body, &FIELDS)?;
-    let messages = messages::read(&mut fields);
+    let conversation = template::read(&mut fields);
     let mut asked = generation::read(&mut fields, n_vocab);
     asked.generation.n_logprobs = read_logprobs(&mut fields);
-    let template_variables = template::read_variables(&mut fields);
     if fields.boolean("echo") == Some(true) {
         fields.fault("echo", "unsupported", "not supported", None);
     }
-    let tools = tools::read(&mut fields);
-    refuse_both(&mut fields, tools.as_ref(), &asked);
+    refuse_both(&mut fields, conversation.tools.as_ref(), &asked);
     fields.finish()?;
-    // There, or `finish` would have said so.
-    Ok(ChatRequest { messages: messages.unwrap_or_default(), template_variables, tools, asked })
+    Ok(ChatRequest { conversation, asked })
 }
 
 /// An answer is of a given form, or it calls tools: a constraint for either would forbid the other.

@@ -28,7 +28,7 @@ const TEXT: TextRule = TextRule { len: 0..=MAX_BODY_BYTES, unit: Unit::Bytes, ec
 const NAME: TextRule = TextRule { len: 1..=MAX_NAME_CHARS, unit: Unit::Characters, echo: true };
 
 /// Reads `messages`; `None` with a fault.
-pub(in crate::routes) fn read(fields: &mut Fields<'_>) -> Option<Vec<Value>> {
+pub(super) fn read(fields: &mut Fields<'_>) -> Option<Vec<Value>> {
     if fields.raw("messages").is_none() {
         fields.fault("messages", "required", "expected a list of objects, got nothing", None);
     }

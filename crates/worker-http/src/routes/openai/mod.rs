@@ -32,7 +32,6 @@ use crate::sse;
 use crate::state::AppState;
 pub(crate) use errors::in_openai_form;
 use form::{Envelope, Form, Usage};
-pub(super) use messages::read as read_messages;
 use stream::{Chunks, StreamOptions};
 
 /// Routes that answer prompts.

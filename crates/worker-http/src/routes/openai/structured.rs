@@ -6,8 +6,9 @@ use serde_json::value::RawValue;
 use structured::{Compiled, MAX_SHAPE_BYTES, Shape, ShapeError};
 
 use crate::body::MAX_BODY_BYTES;
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorCode};
 use crate::fields::{Fields, TextRule, Unit};
+use crate::grammars::NoConstraint;
 use crate::state::{AppState, Served};
 
 /// Every field that asks for structure; tools have their own (`tools.rs`).
@@ -176,7 +177,7 @@ fn gbnf_or_lark(text: String) -> Shape {
 /// Makes a constraint of what is wanted.
 ///
 /// # Errors
-/// What is wrong with it, and where.
+/// What is wrong with it, and where; [`ErrorCode::QueueFull`] where others' took all the time.
 pub(super) async fn compile(
     state: &AppState,
     served: &Served,
@@ -184,7 +185,12 @@ pub(super) async fn compile(
 ) -> Result<Option<Compiled>, ApiError> {
     let Some(Wanted { field, shape, tool }) = wanted else { return Ok(None) };
     let compiled = state.grammars().compile(&served.tokenizer, shape).await;
-    compiled.map(Some).map_err(|error| refusal(field, tool.or(error.tool), &error))
+    compiled.map(Some).map_err(|why| match why {
+        NoConstraint::Shape(error) => refusal(field, tool.or(error.tool), &error),
+        NoConstraint::Busy => {
+            ApiError::new(ErrorCode::QueueFull, format!("{field}: too many others are waiting to be understood"))
+        }
+    })
 }
 
 fn refusal(field: &'static str, tool: Option<usize>, error: &ShapeError) -> ApiError {

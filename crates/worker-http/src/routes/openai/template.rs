@@ -5,22 +5,43 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tokenizer::{ChatInput, ChatTemplate};
 
+use super::messages;
+use super::tools::{self, Offered};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::job::on_encoder;
 use crate::state::AppState;
 
+/// The fields that a conversation is read from, without those of the tools.
+pub(super) const FIELDS: &[&str] = &["messages", "chat_template_kwargs"];
+
 /// What a template is given.
+#[derive(Debug)]
 pub(in crate::routes) struct Conversation {
-    pub(in crate::routes) messages: Vec<Value>,
-    pub(in crate::routes) tools: Option<Value>,
+    pub(super) messages: Vec<Value>,
+    pub(super) tools: Option<Offered>,
+    /// Whether the prompt ends where the assistant's turn begins.
     pub(in crate::routes) add_generation_prompt: bool,
     /// Further variables, by their names.
-    pub(in crate::routes) variables: Map<String, Value>,
+    pub(super) variables: Map<String, Value>,
 }
 
-/// Reads `chat_template_kwargs`.
-pub(in crate::routes) fn read_variables(fields: &mut Fields<'_>) -> Map<String, Value> {
+/// Every field that a conversation is read from.
+pub(in crate::routes) fn fields() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().chain(tools::FIELDS).copied()
+}
+
+/// Reads a conversation that the model is to go on with. Where something is missing, there is a fault.
+pub(in crate::routes) fn read(fields: &mut Fields<'_>) -> Conversation {
+    Conversation {
+        messages: messages::read(fields).unwrap_or_default(),
+        variables: read_variables(fields),
+        tools: tools::read(fields),
+        add_generation_prompt: true,
+    }
+}
+
+fn read_variables(fields: &mut Fields<'_>) -> Map<String, Value> {
     let Some(raw) = fields.raw("chat_template_kwargs") else { return Map::new() };
     serde_json::from_str(raw.get()).unwrap_or_else(|_| {
         fields.fault("chat_template_kwargs", "type", "expected an object", None);
@@ -41,7 +62,7 @@ pub(in crate::routes) async fn render(
     let rendered = on_encoder(state, move || {
         template.render(&ChatInput {
             messages: &messages,
-            tools: tools.as_ref(),
+            tools: tools.as_ref().map(|tools| &tools.list),
             add_generation_prompt,
             extra: variables,
         })
