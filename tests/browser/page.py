@@ -34,6 +34,9 @@ class Browser:
     def slow(self):
         return self.worker("slow", "--model", os.environ["WORKER_SLOW_MODEL"], "--ctx-size", "4096")
 
+    def with_key(self, key):
+        return self.worker(f"with the key {key}", "--api-key", key)
+
     def without_template(self):
         """The built-in model, with the key of its chat template misspelt."""
         if "without template" not in self.workers:

@@ -195,15 +195,7 @@ class Errors(PageTest):
             expect(state).to_have_text(words)
 
     def test_the_page_asks_for_the_key_once_and_again_where_it_is_wrong(self):
-        page = self.open(self.browser.haiku())
-
-        def guard(route):
-            if route.request.headers.get("authorization") == "Bearer right":
-                return route.continue_()
-            error = {"message": "no", "type": "authentication_error", "param": None, "code": "unauthorized"}
-            return route.fulfill(status=401, json={"error": error})
-
-        page.route("**/v1/**", guard)
+        page = self.open(self.browser.with_key("right"))
         self.send(RAIN)
         dialog = page.get_by_role("dialog")
         expect(dialog).to_be_visible()

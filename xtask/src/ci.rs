@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::cargo::{cargo, cargo_program, repository_root, shown, succeed};
-use crate::{browser, clients, cuda, e2e_haiku, layering, tests_run};
+use crate::{browser, clients, cuda, e2e_haiku, layering, soak, tests_run};
 
 /// Crates that others may take up alone; each must build and be tested without the rest of the workspace.
 const LIBRARIES: [&str; 9] = [
@@ -44,6 +44,7 @@ pub(crate) fn run() -> Result<()> {
     steps.run("clients", || clients::run_built(&built, None))?;
     steps.run("page in a browser", || browser::run_built(&built))?;
     steps.run("haiku run", || e2e_haiku::run_built(&built))?;
+    steps.run("soak", || soak::run_built(&built))?;
     println!("\n{}", steps.summary());
     Ok(())
 }

@@ -5,16 +5,20 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::cargo;
+use crate::cargo::{self, Executables};
+
+/// With the first round, two minutes.
+const DEFAULT_SECONDS: u64 = 80;
+const DEFAULT_CLIENTS: usize = 64;
 
 /// Load a worker with requests of every kind for a while, and check that nothing is lost, doubled or held
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How long the load lasts, after a first round of half of that
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SECONDS)]
     seconds: u64,
     /// Clients at a time
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CLIENTS)]
     clients: usize,
     /// Where the worker is to compute: cpu or cuda
     #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
@@ -40,7 +44,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let built = cargo::build(&mut build)?;
     let worker = args.worker.as_deref().map_or_else(|| built.get("worker-orcd"), Ok)?;
-    if !command(built.get("soak")?, worker, args).status()?.success() {
+    succeed(&mut command(built.get("soak")?, worker, args))
+}
+
+/// The soak with its defaults, from programs built before.
+pub(crate) fn run_built(built: &Executables) -> Result<()> {
+    let args = Args {
+        seconds: DEFAULT_SECONDS,
+        clients: DEFAULT_CLIENTS,
+        device: "cpu".into(),
+        worker: None,
+        model: None,
+        seed: None,
+    };
+    succeed(&mut command(built.get("soak")?, built.get("worker-orcd")?, &args))
+}
+
+fn succeed(soak: &mut Command) -> Result<()> {
+    if !soak.status()?.success() {
         // The run has said what is wrong; the command that it was started with would not help.
         bail!("the soak failed");
     }

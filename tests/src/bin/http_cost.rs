@@ -4,7 +4,7 @@
 //! The time is that of all threads but the engine's (`engine`, and `cpu-N`, which compute for it), as the scheduler counts
 //! it (`/proc/PID/task/*/schedstat`, in nanoseconds), so it hardly depends on what else the machine does. Throughput does:
 //! the server's and that of `worker-orcd bench`, which drives the executor without engine or HTTP, are measured in turn,
-//! and their medians compared.
+//! and what is told is the median of the shares of each two.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -59,25 +59,24 @@ async fn main() -> Result<()> {
         let mut figures = Vec::new();
         let mut bare = Vec::new();
         for i in 0..=args.repetitions {
-            let figure = load(&worker, process, n_clients, args.max_tokens).await?;
+            let figure = load(&worker, process, n_clients, &args).await?;
             let alone = if args.bare { Some(bench(&binary, &args, n_clients).await?) } else { None };
             if i > 0 {
                 figures.push(figure);
                 bare.extend(alone);
             }
         }
-        let http = spread(figures.iter().map(|figure| figure.tokens_per_sec));
         let mut report = json!({
             "model": args.model.as_deref().and_then(Path::file_name).map_or("built-in".into(), |name| name.to_string_lossy()),
             "clients": n_clients,
             "tokens": figures.iter().map(|figure| figure.n_tokens).sum::<usize>(),
             "cpu_us_per_token_outside_the_engine": spread(figures.iter().map(|figure| figure.cpu_us_per_token)),
-            "tokens_per_sec": http,
+            "tokens_per_sec": spread(figures.iter().map(|figure| figure.tokens_per_sec)),
         });
         if args.bare {
-            let bare = spread(bare.into_iter());
-            report["share_of_bare"] = json!(http["median"].as_f64().zip(bare["median"].as_f64()).map(|(a, b)| a / b));
-            report["bare_tokens_per_sec"] = bare;
+            let shares = figures.iter().zip(&bare).map(|(figure, bare)| figure.tokens_per_sec / bare);
+            report["share_of_bare"] = spread(shares);
+            report["bare_tokens_per_sec"] = spread(bare.iter().copied());
         }
         println!("{}", serde_json::to_string_pretty(&report)?);
     }
@@ -92,39 +91,53 @@ struct Figures {
     tokens_per_sec: f64,
 }
 
-async fn load(worker: &Worker, process: u32, n_clients: usize, max_tokens: usize) -> Result<Figures> {
+async fn load(worker: &Worker, process: u32, n_clients: usize, args: &Args) -> Result<Figures> {
     let before = thread_times(process)?;
     let begun = Instant::now();
     let http = reqwest::Client::builder().no_proxy().build().context("making an HTTP client")?;
     let jobs = (0..n_clients).map(|_| async {
         // Only OpenAI's routes go on after the model's end token; short answers would measure how a request begins.
-        let request = json!({
-            "prompt": "the", "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "stream": true,
+        let mut request = json!({
+            "prompt": "the", "max_tokens": args.max_tokens, "temperature": 0, "ignore_eos": true, "stream": true,
         });
+        if args.bare {
+            // A token whose text is held back has no event of its own, and a random model writes many of these.
+            request["stream_options"] = json!({ "include_usage": true, "continuous_usage_stats": true });
+        }
         let url = format!("{}/v1/completions", worker.uri());
         let mut reply = http.post(url).json(&request).send().await?.error_for_status()?;
-        let (mut parser, mut times) = (SseParser::default(), Vec::new());
+        let (mut parser, mut seen) = (SseParser::default(), Vec::new());
         while let Some(bytes) = reply.chunk().await? {
             let now = begun.elapsed().as_secs_f64();
-            let events = parser.push(&bytes);
-            times.extend(events.iter().filter(|event| event.data.contains("\"finish_reason\":null")).map(|_| now));
+            for event in parser.push(&bytes) {
+                if event.data.contains("\"finish_reason\":null") {
+                    seen.push((now, n_completed(&event.data).unwrap_or(seen.len() + 1)));
+                }
+            }
         }
-        Ok::<_, anyhow::Error>(times)
+        Ok::<_, anyhow::Error>(seen)
     });
     let answers = join_all(jobs).await.into_iter().collect::<Result<Vec<_>>>()?;
     let spent_ns = outside_the_engine(&before, &thread_times(process)?);
-    let n_tokens: usize = answers.iter().map(Vec::len).sum();
-    // A token whose text is held back has no event of its own.
-    ensure!(2 * n_tokens > n_clients * max_tokens, "{n_tokens} events for {n_clients} times {max_tokens} tokens");
-    let from = answers.iter().filter_map(|times| times.first().copied()).fold(f64::MIN, f64::max);
-    let to = answers.iter().filter_map(|times| times.last().copied()).fold(f64::MAX, f64::min);
+    let n_tokens = n_clients * args.max_tokens;
+    let from = answers.iter().filter_map(|seen| seen.first()).map(|seen| seen.0).fold(f64::MIN, f64::max);
+    let to = answers.iter().filter_map(|seen| seen.last()).map(|seen| seen.0).fold(f64::MAX, f64::min);
     ensure!(from < to, "the answers are too short to overlap");
-    let n_within = answers.iter().flatten().filter(|time| (from..to).contains(time)).count();
-    Ok(Figures {
-        n_tokens,
-        cpu_us_per_token: spent_ns as f64 / 1e3 / n_tokens as f64,
-        tokens_per_sec: n_within as f64 / (to - from),
-    })
+    let tokens_per_sec = answers.iter().filter_map(|seen| rate(seen, from, to)).sum();
+    Ok(Figures { n_tokens, cpu_us_per_token: spent_ns as f64 / 1e3 / n_tokens as f64, tokens_per_sec })
+}
+
+/// Tokens until now, where an event says so.
+fn n_completed(data: &str) -> Option<usize> {
+    let rest = data.split_once("\"completion_tokens\":")?.1;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Tokens a second of one answer, between its first and its last event within a time.
+fn rate(seen: &[(f64, usize)], from: f64, to: f64) -> Option<f64> {
+    let mut within = seen.iter().filter(|(time, _)| (from..=to).contains(time));
+    let (first, last) = (within.next()?, within.next_back()?);
+    Some((last.1 - first.1) as f64 / (last.0 - first.0))
 }
 
 /// Each thread's name and the nanoseconds that it has run, by its id.
