@@ -97,6 +97,9 @@ pub(crate) trait Visitor {
     fn visit<F: BlockFormat>(self) -> Self::Output;
 }
 
+/// Makes blocks of values.
+type Quantize = fn(&[f32], &mut [u8]);
+
 /// What a format's file says about it.
 pub(crate) trait BlockFormat: 'static {
     /// The name ggml gives it.
@@ -113,7 +116,7 @@ pub(crate) trait BlockFormat: 'static {
 
     /// Turns `f32` into whole blocks: `(from, bytes)`, where `bytes` holds exactly the blocks of `from`. `None` where the
     /// format is only read.
-    const QUANTIZE: Option<fn(&[f32], &mut [u8])>;
+    const QUANTIZE: Option<Quantize>;
 
     /// One block as `f32`, equal in every bit to what `dequantize` gives.
     ///
@@ -191,10 +194,10 @@ impl Format {
         self.quantizer().is_some()
     }
 
-    fn quantizer(self) -> Option<fn(&[f32], &mut [u8])> {
+    fn quantizer(self) -> Option<Quantize> {
         struct Quantizer;
         impl Visitor for Quantizer {
-            type Output = Option<fn(&[f32], &mut [u8])>;
+            type Output = Option<Quantize>;
             fn visit<F: BlockFormat>(self) -> Self::Output {
                 F::QUANTIZE
             }

@@ -10,6 +10,9 @@ use crate::simd::{Scalar, Simd};
 use half::f16;
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
+/// Makes a block of values.
+type QuantizeBlock<Values, Block> = fn(&Values, &mut Block);
+
 /// What the file of a packed format says about it.
 ///
 /// # Safety
@@ -23,7 +26,7 @@ pub(crate) unsafe trait Packed: 'static {
     /// A block's values: 32 of them, or 256.
     type Values;
     /// Makes a block of values; `None` where the format is only read.
-    const QUANTIZE: Option<fn(&Self::Values, &mut Self::Block)>;
+    const QUANTIZE: Option<QuantizeBlock<Self::Values, Self::Block>>;
 
     /// A block's values, by the order of `f32` operations that ggml dequantizes with.
     fn unpack<S: Simd>(simd: S, block: &Self::Block, out: &mut Self::Values);
