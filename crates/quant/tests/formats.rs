@@ -71,6 +71,12 @@ fn every_half_precision_number_is_widened_as_the_scalar_code_does() {
     }
 }
 
+#[test]
+fn the_formats_that_can_be_made_are_these() {
+    let made: Vec<_> = Format::ALL.iter().filter(|format| format.can_quantize()).map(|format| format.name()).collect();
+    assert_eq!(made, ["F32", "F16", "BF16", "Q8_0"]);
+}
+
 proptest! {
     // Half a step of the scale, and what rounding the scale to half precision adds at most: 127 steps of 2^-12.
     #[test]

@@ -68,8 +68,9 @@ pub(crate) trait BlockFormat: 'static {
     /// Turns whole blocks into `f32`. `bytes` holds exactly the blocks of `out`.
     fn dequantize(bytes: &[u8], out: &mut [f32]);
 
-    /// Turns `f32` into whole blocks. `bytes` holds exactly the blocks of `from`.
-    fn quantize(from: &[f32], bytes: &mut [u8]);
+    /// Turns `f32` into whole blocks: `(from, bytes)`, where `bytes` holds exactly the blocks of `from`. `None` where the
+    /// format is only read.
+    const QUANTIZE: Option<fn(&[f32], &mut [u8])>;
 
     /// The `part`-th vector of a step, as `f32`, equal in every bit to what `dequantize` gives.
     ///
@@ -134,6 +135,22 @@ impl Format {
         row_len / len * bytes
     }
 
+    /// Whether [`quantize`] can make it; other formats are only read.
+    pub fn can_quantize(self) -> bool {
+        self.quantizer().is_some()
+    }
+
+    fn quantizer(self) -> Option<fn(&[f32], &mut [u8])> {
+        struct Quantizer;
+        impl Visitor for Quantizer {
+            type Output = Option<fn(&[f32], &mut [u8])>;
+            fn visit<F: BlockFormat>(self) -> Self::Output {
+                F::QUANTIZE
+            }
+        }
+        self.visit(Quantizer)
+    }
+
     #[inline]
     fn block(self) -> (usize, usize) {
         struct Block;
@@ -167,15 +184,11 @@ pub fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
 /// Turns `f32` into blocks, each value rounded to the nearest that the block can hold.
 ///
 /// # Panics
-/// When `bytes` is not exactly the blocks of `from`.
+/// When `bytes` is not exactly the blocks of `from`, or the format is only read ([`Format::can_quantize`]).
 pub fn quantize(format: Format, from: &[f32], bytes: &mut [u8]) {
-    struct Quantize<'a>(&'a [f32], &'a mut [u8]);
-    impl Visitor for Quantize<'_> {
-        type Output = ();
-        fn visit<F: BlockFormat>(self) {
-            F::quantize(self.0, self.1);
-        }
-    }
     assert_eq!(bytes.len(), format.row_bytes(from.len()), "{format:?}: bytes of {} elements", from.len());
-    format.visit(Quantize(from, bytes));
+    match format.quantizer() {
+        Some(quantize) => quantize(from, bytes),
+        None => panic!("{format:?} is only read: Format::can_quantize says so"),
+    }
 }
