@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
-use gguf_parser::writer::{GgufWriter, OwnedValue};
 use gguf_parser::Gguf;
+use gguf_parser::writer::{GgufWriter, OwnedValue};
 use test_support::tiny_model::TinyModel;
 
 /// The model with other metadata.
