@@ -38,6 +38,9 @@ struct WithIsa<'a>(Direct<'a>, Isa);
 impl Visitor for WithIsa<'_> {
     type Output = ();
     fn visit<F: BlockFormat>(self) {
+        if F::PACKED {
+            unreachable!("a packed format is multiplied from panels"); // Not compiled for it either.
+        }
         let WithIsa(Direct { ops, mut out, .. }, isa) = self;
         let max_tokens = if isa == Isa::Avx512 { max_tokens(16) } else { max_tokens(8) };
         let (n_tokens, n_rows) = (out.n_tokens(), out.n_rows());

@@ -4,7 +4,7 @@
 use crate::direct::Direct;
 use crate::formats::Format;
 use crate::isa::Isa;
-use crate::panel::{Panels, Scratch};
+use crate::panel::{OneRow, Panels, Scratch};
 use crate::tile::{Operands, OutView};
 
 /// The most tokens whose weights are read straight from their blocks; with more, widening the weights first is faster.
@@ -17,8 +17,15 @@ const MAX_DIRECT_TOKENS: usize = 24;
 pub fn dot(isa: Isa, format: Format, row: &[u8], x: &[f32]) -> f32 {
     let mut out = [0.0];
     let ops = operands(format, row, x.len(), x, 1, 1);
+    let view = OutView::new(&mut out, 1, 1);
     // SAFETY: one row and one token, as just checked.
-    unsafe { Direct::new(format, ops, OutView::new(&mut out, 1, 1)).run(isa) }
+    unsafe {
+        if format.is_packed() {
+            Panels::new(format, ops, view, OneRow::new().memory()).run(isa);
+        } else {
+            Direct::new(format, ops, view).run(isa);
+        }
+    }
     out[0]
 }
 
@@ -40,10 +47,10 @@ pub fn matmul(
     let ops = operands(format, weight, row_len, x, out.n_rows(), out.n_tokens());
     // SAFETY: the operands have all rows and tokens of `out`, as just checked.
     unsafe {
-        if out.n_tokens() <= MAX_DIRECT_TOKENS {
-            Direct::new(format, ops, out).run(isa);
+        if format.is_packed() || out.n_tokens() > MAX_DIRECT_TOKENS {
+            Panels::new(format, ops, out, scratch.memory()).run(isa);
         } else {
-            Panels::new(format, ops, out, scratch).run(isa);
+            Direct::new(format, ops, out).run(isa);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Products with many tokens: a panel of weight rows is widened to `f32` once and then serves all tokens.
+//! Products from a panel: some weight rows are widened to `f32` once and then serve all tokens.
 //!
-//! The panel lies in the second-level cache; a tile's tokens stay in the first while the panel's rows pass by. Rows longer
-//! than [`PANEL_LEN`] are taken in stretches, between which the accumulators rest in memory, so that no order of
-//! operations changes.
+//! So are products with many tokens taken, where widening is the smaller part of the work, and all products of packed
+//! formats ([`crate::formats`]), whose vectors cannot be loaded one by one. Rows longer than a panel are taken in stretches,
+//! between which the accumulators rest in memory, so that no order of operations changes.
 #![allow(clippy::needless_range_loop)] // Indices of rows and tokens, which address memory too.
 #![allow(unsafe_code)] // Runs tiles.
 
@@ -13,13 +13,31 @@ use crate::simd::Simd;
 use crate::tile::{Acc, Operands, OutView, step_bytes, step_len, tile};
 use std::marker::PhantomData;
 
-/// Rows of a panel.
+/// The size of a panel.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    /// Elements of a row: a multiple of every format's block.
+    len: usize,
+}
+
+/// The panel lies in the second-level cache; a tile's tokens stay in the first while the panel's rows pass by: six tokens of
+/// that length fit it beside four rows.
+const MANY_TOKENS: Shape = Shape { rows: PANEL_ROWS, len: 1024 };
+/// The panel lies in the first-level cache, beside the tokens of a tile.
+const FEW_TOKENS: Shape = Shape { rows: 8, len: 512 };
+/// The most tokens that are few: those of one tile.
+const MAX_FEW_TOKENS: usize = 6;
+
+impl Shape {
+    /// Distance of the rows. Not a power of two, or all rows would compete for the same cache sets.
+    const fn stride(self) -> usize {
+        self.len + 16
+    }
+}
+
+/// Rows of the largest panel.
 const PANEL_ROWS: usize = 32;
-/// Elements of a panel's rows: six tokens of that length fit the first-level cache beside four rows. A multiple of every
-/// format's block.
-const PANEL_LEN: usize = 1024;
-/// Distance of a panel's rows. Not a power of two, or all rows would compete for the same cache sets.
-const PANEL_STRIDE: usize = PANEL_LEN + 16;
 /// Tokens whose accumulators rest in memory.
 const MAX_TOKENS: usize = 120;
 /// Lanes of the widest vector.
@@ -38,7 +56,7 @@ impl Scratch {
     /// Memory for one thread.
     pub fn new() -> Scratch {
         Scratch {
-            panel: Aligned::zeros(PANEL_ROWS * PANEL_STRIDE),
+            panel: Aligned::zeros(MANY_TOKENS.rows * MANY_TOKENS.stride()),
             acc: Aligned::zeros(PANEL_ROWS * MAX_TOKENS * MAX_LANES),
         }
     }
@@ -46,6 +64,34 @@ impl Scratch {
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
         self.panel.n_bytes() + self.acc.n_bytes()
+    }
+
+    /// For products of any size.
+    pub(crate) fn memory(&mut self) -> Memory<'_> {
+        Memory { panel: &mut self.panel, acc: &mut self.acc }
+    }
+}
+
+/// A panel, and accumulators of its rows by as many tokens as there will be.
+pub(crate) struct Memory<'a> {
+    panel: &'a mut [f32],
+    acc: &'a mut [f32],
+}
+
+/// Memory for one row by one token, which fits the stack.
+#[repr(align(64))]
+pub(crate) struct OneRow {
+    panel: [f32; FEW_TOKENS.stride()],
+    acc: [f32; MAX_LANES],
+}
+
+impl OneRow {
+    pub(crate) fn new() -> OneRow {
+        OneRow { panel: [0.0; FEW_TOKENS.stride()], acc: [0.0; MAX_LANES] }
+    }
+
+    pub(crate) fn memory(&mut self) -> Memory<'_> {
+        Memory { panel: &mut self.panel, acc: &mut self.acc }
     }
 }
 
@@ -60,14 +106,14 @@ pub(crate) struct Panels<'a> {
     format: Format,
     ops: Operands,
     out: OutView<'a>,
-    scratch: &'a mut Scratch,
+    memory: Memory<'a>,
 }
 
 impl<'a> Panels<'a> {
     /// # Safety
     /// The operands have all rows and tokens of `out`.
-    pub(crate) unsafe fn new(format: Format, ops: Operands, out: OutView<'a>, scratch: &'a mut Scratch) -> Panels<'a> {
-        Panels { format, ops, out, scratch }
+    pub(crate) unsafe fn new(format: Format, ops: Operands, out: OutView<'a>, memory: Memory<'a>) -> Panels<'a> {
+        Panels { format, ops, out, memory }
     }
 }
 
@@ -83,24 +129,25 @@ struct WithIsa<'a>(Panels<'a>, Isa);
 impl Visitor for WithIsa<'_> {
     type Output = ();
     fn visit<F: BlockFormat>(self) {
-        let WithIsa(Panels { ops, mut out, scratch, .. }, isa) = self;
+        let WithIsa(Panels { ops, mut out, memory, .. }, isa) = self;
+        let shape = if out.n_tokens() <= MAX_FEW_TOKENS { FEW_TOKENS } else { MANY_TOKENS };
         for first_token in (0..out.n_tokens()).step_by(MAX_TOKENS) {
             let n_tokens = (out.n_tokens() - first_token).min(MAX_TOKENS);
-            for first_row in (0..out.n_rows()).step_by(PANEL_ROWS) {
-                let n_rows = (out.n_rows() - first_row).min(PANEL_ROWS);
+            for first_row in (0..out.n_rows()).step_by(shape.rows) {
+                let n_rows = (out.n_rows() - first_row).min(shape.rows);
                 // One run through the panel even where rows have no elements: the outputs are then zeros.
-                for start in (0..ops.len.max(1)).step_by(PANEL_LEN) {
-                    let len = (ops.len - start).min(PANEL_LEN);
+                for start in (0..ops.len.max(1)).step_by(shape.len) {
+                    let len = (ops.len - start).min(shape.len);
                     // SAFETY: rows and tokens of `out`, which the maker of the `Panels` says the operands have;
                     // `start + len <= ops.len`, and `start` is a multiple of every block.
                     unsafe {
                         let from = ops.weight.add(first_row * ops.row_stride + start / F::BLOCK_LEN * F::BLOCK_BYTES);
-                        let (row_bytes, panel) = (ops.row_stride, &mut scratch.panel[..]);
-                        isa.run(Widen::<F> { from, row_bytes, n_rows, len, panel, _format: PhantomData });
+                        let (row_bytes, stride, panel) = (ops.row_stride, shape.stride(), &mut *memory.panel);
+                        isa.run(Widen::<F> { from, row_bytes, n_rows, len, panel, stride, _format: PhantomData });
                         let block = Block {
                             ops: Operands {
-                                weight: scratch.panel.as_ptr().cast(),
-                                row_stride: PANEL_STRIDE * size_of::<f32>(),
+                                weight: memory.panel.as_ptr().cast(),
+                                row_stride: shape.stride() * size_of::<f32>(),
                                 x: ops.x.add(first_token * ops.x_stride + start),
                                 x_stride: ops.x_stride,
                                 len,
@@ -112,6 +159,7 @@ impl Visitor for WithIsa<'_> {
                             }),
                             next_stride: ops.row_stride,
                             next_bytes: len / F::BLOCK_LEN * F::BLOCK_BYTES,
+                            panel_rows: shape.rows,
                             first_row,
                             first_token,
                             n_rows,
@@ -119,7 +167,7 @@ impl Visitor for WithIsa<'_> {
                             is_first: start == 0,
                             is_last: start + len == ops.len,
                         };
-                        isa.run(Tokens { block: &block, out: &mut out, acc: &mut scratch.acc });
+                        isa.run(Tokens { block: &block, out: &mut out, acc: &mut *memory.acc });
                     }
                 }
             }
@@ -127,14 +175,15 @@ impl Visitor for WithIsa<'_> {
     }
 }
 
-/// Widens `n_rows` rows, `len` elements of each, into a panel. The rows may be read; `n_rows <= PANEL_ROWS` and
-/// `len <= PANEL_LEN`.
+/// Widens `n_rows` rows, `len` elements of each, into a panel whose rows are `stride >= len` apart. The rows may be read, and
+/// `len` is whole blocks.
 struct Widen<'a, F> {
     from: *const u8,
     row_bytes: usize,
     n_rows: usize,
     len: usize,
     panel: &'a mut [f32],
+    stride: usize,
     _format: PhantomData<F>,
 }
 
@@ -142,13 +191,22 @@ impl<F: BlockFormat> Kernel for Widen<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // SAFETY: made only with rows that may be read.
-        unsafe { widen::<S, F>(simd, self.from, self.row_bytes, self.n_rows, self.len, self.panel) }
+        for (row, to) in self.panel.chunks_exact_mut(self.stride).take(self.n_rows).enumerate() {
+            let from = self.from.wrapping_add(row * self.row_bytes);
+            // SAFETY: made only with rows that may be read.
+            unsafe {
+                if F::PACKED {
+                    unpack::<S, F>(simd, from, &mut to[..self.len]);
+                } else {
+                    widen::<S, F>(simd, from, &mut to[..self.len]);
+                }
+            }
+        }
     }
 }
 
 /// A block's tokens: the same code whatever format the panel was widened from. `out` has the block's rows and tokens, and
-/// `acc` is a [`Scratch`]'s.
+/// `acc` is large enough for them.
 struct Tokens<'a, 'b> {
     block: &'a Block,
     out: &'a mut OutView<'b>,
@@ -171,37 +229,38 @@ impl Kernel for Tokens<'_, '_> {
     }
 }
 
-/// Widens `n_rows` rows, `len` elements of each, into a panel.
+/// Unpacks a row's blocks.
 ///
 /// # Safety
-/// The rows may be read; `n_rows <= PANEL_ROWS` and `len <= PANEL_LEN`.
+/// The blocks of `to` may be read from `from`.
 #[inline(always)]
-unsafe fn widen<S: Simd, F: BlockFormat>(
-    simd: S,
-    from: *const u8,
-    row_bytes: usize,
-    n_rows: usize,
-    len: usize,
-    panel: &mut [f32],
-) {
+unsafe fn unpack<S: Simd, F: BlockFormat>(simd: S, from: *const u8, to: &mut [f32]) {
+    for (block, to) in to.chunks_exact_mut(F::BLOCK_LEN).enumerate() {
+        // SAFETY: a block of the row, and room for its values.
+        unsafe { F::unpack(simd, from.add(block * F::BLOCK_BYTES), to.as_mut_ptr()) }
+    }
+}
+
+/// Widens a row, vector by vector.
+///
+/// # Safety
+/// The elements of `to` may be read from `from`.
+#[inline(always)]
+unsafe fn widen<S: Simd, F: BlockFormat>(simd: S, from: *const u8, to: &mut [f32]) {
     let (step_len, step_bytes) = (step_len::<S, F>(), step_bytes::<S, F>());
-    for (row, to) in panel.chunks_exact_mut(PANEL_STRIDE).take(n_rows).enumerate() {
-        let n_steps = len / step_len;
-        // SAFETY: the row may be read, and has `n_steps` whole steps and a rest.
-        unsafe {
-            let from = from.add(row * row_bytes);
-            let to = &mut to[..len];
-            for step in 0..n_steps {
-                for part in 0..step_len / S::LANES {
-                    let w = F::load(simd, from.add(step * step_bytes), part);
-                    simd.store_ptr(w, to.as_mut_ptr().add(step * step_len + part * S::LANES));
-                }
+    let n_steps = to.len() / step_len;
+    // SAFETY: the row may be read, and has `n_steps` whole steps and a rest.
+    unsafe {
+        for step in 0..n_steps {
+            for part in 0..step_len / S::LANES {
+                let w = F::load(simd, from.add(step * step_bytes), part);
+                simd.store_ptr(w, to.as_mut_ptr().add(step * step_len + part * S::LANES));
             }
-            let rest = &mut to[n_steps * step_len..];
-            if F::BLOCK_LEN == 1 && !rest.is_empty() {
-                let w = F::load_part(simd, from.add(n_steps * step_bytes), rest.len());
-                simd.store_part(w, rest);
-            }
+        }
+        let rest = &mut to[n_steps * step_len..];
+        if F::BLOCK_LEN == 1 && !rest.is_empty() {
+            let w = F::load_part(simd, from.add(n_steps * step_bytes), rest.len());
+            simd.store_part(w, rest);
         }
     }
 }
@@ -214,6 +273,8 @@ struct Block {
     next: *const u8,
     next_stride: usize,
     next_bytes: usize,
+    /// Rows of a full panel.
+    panel_rows: usize,
     first_row: usize,
     first_token: usize,
     n_rows: usize,
@@ -228,13 +289,13 @@ impl Block {
     /// All tokens, `T` at a time.
     ///
     /// # Safety
-    /// The operands and `out` have the block's rows and tokens, and `acc` is a [`Scratch`]'s.
+    /// The operands and `out` have the block's rows and tokens, and `acc` is large enough for them.
     #[inline(always)]
     unsafe fn tokens<S: Simd, const T: usize>(&self, simd: S, out: &mut OutView<'_>, acc: &mut [f32]) {
         let n_tiles = self.n_tokens.div_ceil(T);
         for tile in 0..n_tiles {
             let token = tile * T;
-            for row in PANEL_ROWS * tile / n_tiles..PANEL_ROWS * (tile + 1) / n_tiles {
+            for row in self.panel_rows * tile / n_tiles..self.panel_rows * (tile + 1) / n_tiles {
                 for offset in (0..self.next_bytes).step_by(64) {
                     simd.prefetch(self.next.wrapping_add(row * self.next_stride + offset));
                 }

@@ -74,7 +74,13 @@ fn every_half_precision_number_is_widened_as_the_scalar_code_does() {
 #[test]
 fn the_formats_that_can_be_made_are_these() {
     let made: Vec<_> = Format::ALL.iter().filter(|format| format.can_quantize()).map(|format| format.name()).collect();
-    assert_eq!(made, ["F32", "F16", "BF16", "Q8_0"]);
+    assert_eq!(made, ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]);
+}
+
+#[test]
+#[should_panic(expected = "Q3_K is only read")]
+fn refuses_to_make_a_format_that_is_only_read() {
+    quantize(Format::Q3_K, &[0.0; 256], &mut [0; 110]);
 }
 
 proptest! {

@@ -83,8 +83,10 @@ impl Tensor {
 
 /// Reads the value of `--type`.
 pub(super) fn parse_format(name: &str) -> Result<Format, String> {
-    let known = Format::ALL.iter().map(|format| format.name().to_lowercase()).collect::<Vec<_>>().join(", ");
-    Format::from_name(&name.to_uppercase()).ok_or_else(|| format!("unknown type; known are {known}"))
+    let made = || Format::ALL.iter().filter(|format| format.can_quantize());
+    let known = || made().map(|format| format.name().to_lowercase()).collect::<Vec<_>>().join(", ");
+    let found = made().copied().find(|format| format.name() == name.to_uppercase());
+    found.ok_or_else(|| format!("no type that can be made; those are {}", known()))
 }
 
 /// The tensor type of a format: the two tables share their names.
@@ -169,7 +171,14 @@ fn file_type(matrices: Format) -> Option<u32> {
     match matrices.name() {
         "F32" => Some(0),
         "F16" => Some(1),
+        "Q4_0" => Some(2),
+        "Q4_1" => Some(3),
         "Q8_0" => Some(7),
+        "Q5_0" => Some(8),
+        "Q5_1" => Some(9),
+        "Q4_K" => Some(14), // the one of its two mixtures that has more of it
+        "Q5_K" => Some(16),
+        "Q6_K" => Some(18),
         "BF16" => Some(32),
         _ => None,
     }

@@ -1,13 +1,31 @@
 //! The block formats, one file each, and the one table that lists them.
 //!
-//! A file says how a block is laid out, how it is dequantized and how one vector of it is loaded as `f32`; every kernel is
-//! generic over that. To add a format, write its file and add its line to the table below.
+//! A file says how a block is laid out and how it becomes `f32`, in one of two ways. Where one vector of a row can be loaded by
+//! itself, the file says how and kernels multiply straight from the blocks ([`BlockFormat::load`]). Where scales, minima and
+//! high bits lie elsewhere in the block, the file unpacks a whole one ([`packed::Packed`]), and kernels multiply from a small
+//! buffer. To add a format, write its file and add its line to the table below.
 #![allow(unsafe_code)] // Declares the raw loads.
+#![allow(non_camel_case_types)] // The spelling of GGUF.
 
 mod bf16;
 mod f16;
 mod f32;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod packed;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
+mod search;
+mod sub_scales;
 
 pub(crate) use f32::F32;
 
@@ -19,7 +37,6 @@ macro_rules! formats {
     ($($(#[$doc:meta])* $name:ident => $ty:path,)*) => {
         /// How the elements of a row are laid out in bytes.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[allow(non_camel_case_types)] // The spelling of GGUF.
         pub enum Format {
             $($(#[$doc])* $name,)*
         }
@@ -48,6 +65,30 @@ formats! {
     BF16 => bf16::BF16,
     /// 32 signed bytes that share one half-precision scale.
     Q8_0 => q8_0::Q8_0,
+    /// 32 four-bit numbers around zero that share one half-precision scale.
+    Q4_0 => q4_0::Q4_0,
+    /// 32 four-bit numbers that share a scale and a minimum.
+    Q4_1 => q4_1::Q4_1,
+    /// 32 five-bit numbers around zero that share one half-precision scale.
+    Q5_0 => q5_0::Q5_0,
+    /// 32 five-bit numbers that share a scale and a minimum.
+    Q5_1 => q5_1::Q5_1,
+    /// 256 two-bit numbers; sub-blocks of 16 have scales and minima. Only read.
+    Q2_K => q2_k::Q2_K,
+    /// 256 three-bit numbers around zero; sub-blocks of 16 have scales. Only read.
+    Q3_K => q3_k::Q3_K,
+    /// 256 four-bit numbers; sub-blocks of 32 have scales and minima.
+    Q4_K => q4_k::Q4_K,
+    /// 256 five-bit numbers; sub-blocks of 32 have scales and minima.
+    Q5_K => q5_k::Q5_K,
+    /// 256 six-bit numbers around zero; sub-blocks of 16 have scales.
+    Q6_K => q6_k::Q6_K,
+    /// 32 numbers of four bits that stand for unevenly spaced values, and a scale. Only read.
+    IQ4_NL => iq4_nl::IQ4_NL,
+    /// 256 numbers of the kind of IQ4_NL; sub-blocks of 32 have scales. Only read.
+    IQ4_XS => iq4_xs::IQ4_XS,
+    /// 32 four-bit floats that share a power of two. Only read.
+    MXFP4 => mxfp4::MXFP4,
 }
 
 /// A computation written once over [`BlockFormat`]: see [`Format::visit`].
@@ -64,6 +105,8 @@ pub(crate) trait BlockFormat: 'static {
     const BLOCK_LEN: usize;
     /// Bytes of a block.
     const BLOCK_BYTES: usize;
+    /// Whether kernels read it by `unpack`; else they do by `load` and `load_part`.
+    const PACKED: bool = false;
 
     /// Turns whole blocks into `f32`. `bytes` holds exactly the blocks of `out`.
     fn dequantize(bytes: &[u8], out: &mut [f32]);
@@ -71,6 +114,14 @@ pub(crate) trait BlockFormat: 'static {
     /// Turns `f32` into whole blocks: `(from, bytes)`, where `bytes` holds exactly the blocks of `from`. `None` where the
     /// format is only read.
     const QUANTIZE: Option<fn(&[f32], &mut [u8])>;
+
+    /// One block as `f32`, equal in every bit to what `dequantize` gives.
+    ///
+    /// # Safety
+    /// A block may be read from `block`, and its values be written to `out`, which nobody else refers to.
+    unsafe fn unpack<S: Simd>(_simd: S, _block: *const u8, _out: *mut f32) {
+        unreachable!("only a packed format is read by `unpack`")
+    }
 
     /// The `part`-th vector of a step, as `f32`, equal in every bit to what `dequantize` gives.
     ///
@@ -149,6 +200,20 @@ impl Format {
             }
         }
         self.visit(Quantizer)
+    }
+
+    /// Whether kernels read it by [`BlockFormat::unpack`].
+    #[inline]
+    pub(crate) fn is_packed(self) -> bool {
+        struct IsPacked;
+        impl Visitor for IsPacked {
+            type Output = bool;
+            #[inline]
+            fn visit<F: BlockFormat>(self) -> bool {
+                F::PACKED
+            }
+        }
+        self.visit(IsPacked)
     }
 
     #[inline]

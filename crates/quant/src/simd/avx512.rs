@@ -166,6 +166,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn widen_half(self, bits: u16) -> f32 {
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], indices: [u8; 16]) -> [i8; 16] {
+        let mut out = [0i8; 16];
+        unsafe {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            let indices = _mm_loadu_si128(indices.as_ptr().cast());
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_shuffle_epi8(table, indices));
+        }
+        out
+    }
+
+    #[inline(always)]
     fn prefetch(self, from: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }

@@ -73,6 +73,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `a >> N`, keeping the sign.
     fn shr_int<const N: u32>(self, a: Self::I) -> Self::I;
 
+    /// The value of a half precision number.
+    fn widen_half(self, bits: u16) -> f32;
+    /// The table's elements at 16 indices, each below 16.
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], indices: [u8; 16]) -> [i8; 16] {
+        indices.map(|index| table[usize::from(index & 0xF)])
+    }
+
     /// Asks for the cache line at an address, which may be any: nothing is read that is not there.
     fn prefetch(self, from: *const u8);
     /// `LANES` values of `f32`.

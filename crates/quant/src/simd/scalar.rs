@@ -152,6 +152,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn widen_half(self, bits: u16) -> f32 {
+        widen_f16(bits)
+    }
+
+    #[inline(always)]
     fn prefetch(self, _from: *const u8) {}
     #[inline(always)]
     unsafe fn load_ptr(self, from: *const f32) -> [f32; N] {

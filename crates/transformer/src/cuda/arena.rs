@@ -66,13 +66,13 @@ impl MatrixAt {
 
 /// The kernels' number for a format, for those that they know.
 fn raw_format(format: Format) -> Option<u32> {
-    let number = match format {
-        Format::F32 => sys::ORCD_FORMAT_F32,
-        Format::F16 => sys::ORCD_FORMAT_F16,
-        Format::BF16 => sys::ORCD_FORMAT_BF16,
-        Format::Q8_0 => sys::ORCD_FORMAT_Q8_0,
-    };
-    Some(number)
+    match format {
+        Format::F32 => Some(sys::ORCD_FORMAT_F32),
+        Format::F16 => Some(sys::ORCD_FORMAT_F16),
+        Format::BF16 => Some(sys::ORCD_FORMAT_BF16),
+        Format::Q8_0 => Some(sys::ORCD_FORMAT_Q8_0),
+        _ => None,
+    }
 }
 
 /// Where tensors go, by name.
@@ -128,12 +128,12 @@ impl Plan {
             got: info.ty.name().to_owned(),
         };
         let format = Format::from_name(info.ty.name()).ok_or_else(unknown)?;
-        raw_format(format).ok_or_else(unknown)?;
         let n_padded = n_cols.next_multiple_of(CHUNK);
         let row_bytes = match format {
             Format::F32 => n_padded * 4,
             Format::F16 | Format::BF16 => n_padded * 2,
             Format::Q8_0 => n_padded,
+            _ => return Err(unknown()),
         };
         let values = self.reserve(n_rows * row_bytes);
         let scales = (format == Format::Q8_0).then(|| self.reserve(n_rows * n_cols / CHUNK * size_of::<f16>()));
