@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(layers(WeightsChoice::Q4_K_S, "attn_v", TensorType::Q5_K), [0, 1, 2, 3]);
         assert_eq!(layers(WeightsChoice::Q4_K_S, "ffn_down", TensorType::Q5_K), [0, 1, 2]);
         assert_eq!(layers(WeightsChoice::Q5_K_S, "attn_v", TensorType::Q5_K).len(), 24);
-        let value = |choice| chosen(choice, 80, false, "blk.30.attn_v.weight", &[1024, 8192]);
+        let value = |choice| chosen(choice, 80, false, "blk.31.attn_v.weight", &[1024, 8192]);
         assert_eq!([WeightsChoice::Q4_K_M, WeightsChoice::Q5_K_S].map(value), [TensorType::Q5_K; 2]);
     }
 
