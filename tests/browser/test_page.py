@@ -35,6 +35,19 @@ class Chat(PageTest):
         self.assertRegex(self.figures(), rf" · prompt {usage['prompt_tokens']} · seed 7$")
         expect(page.locator("#text")).to_be_focused()
 
+    def test_the_models_facts_are_those_of_the_worker(self):
+        page = self.open(self.browser.haiku())
+        health = self.worker.health()
+        facts = page.locator("#facts")
+        expect(facts.locator("dt")).to_have_text(
+            ["Name", "Architecture", "Weights", "Device", "Context", "Vocabulary", "Memory"])
+        told = facts.locator("dd").all_text_contents()
+        self.assertEqual(told[:4], [health[key] for key in ("model", "architecture", "quant_kind", "device")])
+        numbers = [int(re.sub(r"\D", "", text)) for text in told[4:]]
+        self.assertEqual(numbers[:1], [health["context_length"]])
+        self.assertTrue(told[5].endswith(" " + health["tokenizer_kind"]))
+        self.assertEqual(page.title(), f"{health['model']} · worker-orcd")
+
     def test_what_was_said_before_and_the_system_prompt_are_part_of_the_request(self):
         page = self.open(self.browser.haiku())
         self.set(system="Be brief.", temperature=0.7, top_p=0.9, min_p=0.05, repetition_penalty=1.1, top_k=40, max_tokens=30)

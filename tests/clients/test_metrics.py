@@ -31,6 +31,7 @@ VLLM = {
     "vllm:prefix_cache_queries_total": ("counter", None),
     "vllm:prefix_cache_hits_total": ("counter", None),
     "vllm:prompt_tokens_total": ("counter", None),
+    "vllm:num_preemptions_total": ("counter", None),
     "vllm:generation_tokens_total": ("counter", None),
     "vllm:request_success_total": ("counter", None),
     "vllm:time_to_first_token_seconds": ("histogram", FIRST_TOKEN),

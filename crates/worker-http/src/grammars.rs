@@ -49,7 +49,9 @@ impl SharedGrammars {
         let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.leave).acquire_owned()).await;
         let Ok(Ok(permit)) = turn else { return Err(NoConstraint::Busy) };
         let (shared, tokenizer) = (Arc::clone(self), Arc::clone(tokenizer));
+        let span = tracing::Span::current();
         let done = tokio::task::spawn_blocking(move || {
+            let _of_the_request = span.enter();
             // Held until the work is done, also where nobody waits for it any more.
             let _permit = permit;
             let grammars = shared.made.get_or_init(|| make(&tokenizer));

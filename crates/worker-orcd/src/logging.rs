@@ -40,7 +40,24 @@ pub(crate) fn init_with(args: &LogArgs, default: Quiet, also: Option<&str>) -> a
             builder.with_target(false).with_ansi(colours).init();
         }
     }
+    log_panics();
     Ok(())
+}
+
+/// A panic is a line of the log like any other: of its request, and in JSON where the log is. The backtrace follows where
+/// `RUST_BACKTRACE` asks for one.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let message =
+            payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(|s| s.as_str()));
+        let message = message.unwrap_or("no message");
+        let place = panic.location().map(ToString::to_string);
+        let backtrace = std::backtrace::Backtrace::capture();
+        let captured = backtrace.status() == std::backtrace::BacktraceStatus::Captured;
+        let backtrace = captured.then(|| backtrace.to_string());
+        tracing::error!(place, backtrace, "panicked: {message}");
+    }));
 }
 
 fn filter(flag: Option<&str>, rust_log: Option<&str>, default: Quiet, also: Option<&str>) -> anyhow::Result<EnvFilter> {

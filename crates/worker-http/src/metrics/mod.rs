@@ -202,6 +202,7 @@ impl Metrics {
         vllm.add("vllm:prefix_cache_queries", "Prompt tokens looked for in the prefix cache", &self.prefix_queries);
         vllm.add("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", &self.prefix_hits);
         vllm.add("vllm:prompt_tokens", "Prompt tokens read", &self.prompt_tokens);
+        vllm.add("vllm:num_preemptions", "Always 0: a request that runs is never put back", &Counter::<u64>::default());
         vllm.add("vllm:generation_tokens", "Tokens generated", &self.generation_tokens);
         vllm.add("vllm:request_success", "Answers ended, by reason", &self.finished);
         vllm.add("vllm:time_to_first_token_seconds", "From a request to an answer's first token", &self.first_token);

@@ -26,6 +26,7 @@ pub(crate) async fn cancel(
 ) -> Result<(StatusCode, Json<Cancelled>), ApiError> {
     let job_id = parse(&read_json(request).await?)?;
     let live = state.jobs().cancel(&job_id);
+    tracing::info!(job_id, live, "cancel requested");
     Ok((StatusCode::ACCEPTED, Json(Cancelled { job_id, live })))
 }
 

@@ -273,6 +273,18 @@ fn what_was_typed_is_remembered_unless_nobody_wants_that() {
 }
 
 #[test]
+fn alt_enter_begins_a_line_and_enter_sends() {
+    let files = Files::new();
+    let mut chat = AtTerminal::start(&files, &[]);
+    chat.press("Write a haiku\x1b\rabout rain\r");
+    chat.wait_for(" tokens read, first after ");
+    chat.press_at_prompt(CTRL_D);
+    assert_eq!(chat.end(), 0);
+    let history = std::fs::read_to_string(files.path("state/worker-orcd/chat_history")).unwrap();
+    assert!(history.ends_with("Write a haiku\\nabout rain\n"), "{history:?}");
+}
+
+#[test]
 fn pasted_lines_are_one_message() {
     let files = Files::new();
     let mut chat = AtTerminal::start(&files, &[]);

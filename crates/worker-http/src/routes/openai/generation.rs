@@ -165,3 +165,35 @@ fn read_logit_bias(fields: &mut Fields<'_>, n_vocab: usize) -> Vec<(u32, f32)> {
     }
     biases
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use super::*;
+
+    #[test]
+    fn each_setting_goes_where_its_name_says() {
+        static KNOWN: LazyLock<Vec<&str>> = LazyLock::new(|| known(&[]));
+        let body = r#"{"temperature": 0.5, "top_p": 0.25, "min_p": 0.125, "top_k": 7, "repetition_penalty": 1.5,
+            "presence_penalty": -0.5, "frequency_penalty": 0.75, "n": 3, "stop": ["x"], "seed": 9, "max_tokens": 11,
+            "ignore_eos": true, "add_special_tokens": false, "logit_bias": {"4": -2}}"#;
+        let mut fields = Fields::parse(body, &KNOWN).unwrap();
+        let asked = read(&mut fields, 8);
+        fields.finish().unwrap();
+        let sampling = Sampling {
+            temperature: 0.5,
+            top_p: 0.25,
+            min_p: 0.125,
+            top_k: 7,
+            repetition_penalty: 1.5,
+            presence_penalty: -0.5,
+            frequency_penalty: 0.75,
+        };
+        let Generation { max_tokens, sampling: got, logit_bias, stop, seed, ignore_eos, .. } = asked.generation;
+        assert_eq!(got, sampling);
+        assert_eq!((max_tokens, seed, ignore_eos, stop), (Some(11), Some(9), true, vec!["x".to_owned()]));
+        assert_eq!(logit_bias.to_vec(), [(4, -2.0)]);
+        assert_eq!((asked.n, asked.add_special, asked.stream), (3, false, None));
+    }
+}

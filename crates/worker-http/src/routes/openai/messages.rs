@@ -17,7 +17,18 @@ const MAX_TEXT_BYTES: usize = 512 << 10;
 const MAX_NAME_CHARS: usize = 256;
 
 const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
-const MESSAGE: &[&str] = &["role", "content", "name", "tool_call_id", "tool_calls", "function_call", "audio"];
+const MESSAGE: &[&str] = &[
+    "role",
+    "content",
+    "reasoning_content",
+    "reasoning",
+    "refusal",
+    "name",
+    "tool_call_id",
+    "tool_calls",
+    "function_call",
+    "audio",
+];
 const CALL: &[&str] = &["id", "type", "function", "index"];
 const PART: &[&str] = &["type", "text"];
 
@@ -48,15 +59,17 @@ fn read_message(fields: &mut Fields<'_>) -> Option<(Value, usize)> {
         fields.fault("role", "required", &format!("expected one of {}", ROLES.join(", ")), None);
     }
     let role = fields.one_of("role", ROLES);
-    for field in ["function_call", "audio"] {
+    for field in ["function_call", "audio", "refusal"] {
         if fields.raw(field).is_some_and(|raw| raw.get() != "[]") {
             fields.fault(field, "unsupported", "not supported", None);
         }
     }
     let has_calls = fields.raw("tool_calls").is_some_and(|raw| raw.get() != "[]");
     let calls = if has_calls { read_calls(fields, role) } else { None };
-    // A turn that is calls may have no text.
-    let content = if has_calls && fields.raw("content").is_none() { Some(String::new()) } else { read_content(fields) };
+    // The model's turn may have no text: it may be calls, or nothing.
+    let may_be_empty = role == Some("assistant") && fields.raw("content").is_none();
+    let content = if may_be_empty { Some(String::new()) } else { read_content(fields) };
+    let reasoning = read_reasoning(fields);
     let mut message = Map::new();
     // What OpenAI calls so since its reasoning models; no published template knows it.
     let role = if role == Some("developer") { Some("system") } else { role };
@@ -69,12 +82,24 @@ fn read_message(fields: &mut Fields<'_>) -> Option<(Value, usize)> {
     let content = content?;
     let mut n_bytes = content.len();
     message.insert("content".into(), content.into());
+    if let Some(reasoning) = reasoning {
+        n_bytes += reasoning.len();
+        message.insert("reasoning_content".into(), reasoning.into());
+    }
     if has_calls {
         let (calls, n_call_bytes) = calls?;
         n_bytes += n_call_bytes;
         message.insert("tool_calls".into(), calls.into());
     }
     Some((message.into(), n_bytes))
+}
+
+/// What the model thought before it answered: templates of reasoning models know it as `reasoning_content`, which vLLM calls
+/// `reasoning` too.
+fn read_reasoning(fields: &mut Fields<'_>) -> Option<String> {
+    let old = fields.optional_text("reasoning_content", &TEXT);
+    let new = fields.optional_text("reasoning", &TEXT);
+    old.or(new)
 }
 
 /// The calls of an assistant's turn, and the length of their arguments in bytes. Templates want the arguments as an object,

@@ -24,7 +24,11 @@ impl StreamOptions {
     /// Reads `stream` and `stream_options`; `None` where the answer is wanted whole.
     pub(super) fn read(fields: &mut Fields<'_>) -> Option<Self> {
         let stream = fields.boolean("stream").unwrap_or(false);
-        let options = fields.object("stream_options", &["include_usage", "continuous_usage_stats"], |fields| {
+        const KNOWN: &[&str] = &["include_usage", "continuous_usage_stats", "include_obfuscation"];
+        let options = fields.object("stream_options", KNOWN, |fields| {
+            if fields.boolean("include_obfuscation") == Some(true) {
+                fields.fault("include_obfuscation", "unsupported", "not supported", None);
+            }
             let include_usage = fields.boolean("include_usage").unwrap_or(false);
             let continuous_usage_stats = fields.boolean("continuous_usage_stats").unwrap_or(false);
             Some(Self { include_usage, continuous_usage_stats })

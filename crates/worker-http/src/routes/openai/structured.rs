@@ -1,6 +1,8 @@
 //! Answers of a given structure: OpenAI's `response_format`, llama-server's `grammar` and `json_schema`, vLLM's
 //! `guided_json`, `guided_regex`, `guided_choice`, `guided_grammar` and `structured_outputs`.
 
+use std::sync::LazyLock;
+
 use serde_json::Value;
 use serde_json::value::RawValue;
 use structured::{Compiled, MAX_SHAPE_BYTES, Shape, ShapeError};
@@ -106,16 +108,21 @@ fn read_response_format(fields: &mut Fields<'_>) -> Option<Wanted> {
 
 fn read_grammar(fields: &mut Fields<'_>) -> Option<Wanted> {
     let is_empty = fields.raw("grammar").is_some_and(|raw| raw.get() == "\"\"");
-    let shape = if is_empty { None } else { read_text(fields, "grammar", marked_lark_or_gbnf) };
+    let shape = if is_empty { None } else { read_text(fields, "grammar", gbnf_lark_or_regex) };
     shape.map(|shape| Wanted::new("grammar", shape))
 }
 
 /// vLLM's newer form: one of the `guided_` fields' values, in an object.
 fn read_structured_outputs(fields: &mut Fields<'_>) -> Option<Wanted> {
-    const KNOWN: &[&str] = &["json", "regex", "choice", "grammar", "json_object", "structural_tag"];
-    let shape = fields.object("structured_outputs", KNOWN, |fields| {
-        if fields.raw("structural_tag").is_some() {
-            fields.fault("structural_tag", "unsupported", "not supported", None);
+    const SHAPES: [&str; 5] = ["json", "regex", "choice", "grammar", "json_object"];
+    const UNSUPPORTED: [&str; 4] =
+        ["structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"];
+    static KNOWN: LazyLock<Vec<&str>> = LazyLock::new(|| [&SHAPES[..], &UNSUPPORTED[..]].concat());
+    let shape = fields.object("structured_outputs", &KNOWN, |fields| {
+        for field in UNSUPPORTED {
+            if fields.raw(field).is_some_and(|raw| raw.get() != "false") {
+                fields.fault(field, "unsupported", "not supported", None);
+            }
         }
         let any_object = fields.boolean("json_object").filter(|&wanted| wanted).map(|_| Shape::JsonObject);
         let mut all = [
@@ -128,7 +135,8 @@ fn read_structured_outputs(fields: &mut Fields<'_>) -> Option<Wanted> {
         .into_iter()
         .flatten();
         let (first, second) = (all.next(), all.next());
-        if second.is_some() {
+        let asks = KNOWN.iter().any(|field| fields.raw(field).is_some());
+        if second.is_some() || !asks {
             fields.fault("json", "value", "expected one of json, regex, choice, grammar and json_object", None);
         }
         Some(first)
@@ -165,8 +173,15 @@ pub(super) fn value(raw: &RawValue) -> Option<Value> {
     serde_json::from_str(raw.get()).ok()
 }
 
-fn marked_lark_or_gbnf(text: String) -> Shape {
-    if text.trim_start().starts_with(LARK_MARK) { Shape::Lark(text) } else { Shape::Gbnf(text) }
+/// llama-server's field: its own grammars and, with the mark, Lark; without a mark what looks like one or the other, and a
+/// regular expression between slashes, as Lark writes them.
+fn gbnf_lark_or_regex(text: String) -> Shape {
+    let regex = text.trim().strip_prefix('/').and_then(|rest| rest.strip_suffix('/'));
+    match regex {
+        Some(regex) => Shape::Regex(regex.to_owned()),
+        None if text.trim_start().starts_with(LARK_MARK) => Shape::Lark(text),
+        None => gbnf_or_lark(text),
+    }
 }
 
 /// As vLLM tells them apart.

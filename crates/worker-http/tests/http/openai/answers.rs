@@ -225,6 +225,20 @@ async fn ignore_eos_goes_on_to_the_end() {
 }
 
 #[tokio::test]
+async fn a_models_turn_may_be_without_text_and_has_its_reasoning() {
+    let worker = Worker::start().await;
+    worker.script("a");
+    for turn in [
+        json!({ "role": "assistant", "content": null, "reasoning_content": "because" }),
+        json!({ "role": "assistant", "content": "so", "reasoning": "because", "refusal": null }),
+        json!({ "role": "assistant" }),
+    ] {
+        let body = chat(&json!({ "messages": [{ "role": "user", "content": "hi" }, turn] }));
+        assert_eq!(worker.post(CHAT, &body).await.status(), 200, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn biases_force_and_forbid_tokens() {
     let worker = Worker::start().await;
     worker.script("ab");

@@ -54,6 +54,8 @@ async fn what_fits_is_said_as_the_model_says_it() {
         (json!({ "guided_grammar": "root ::= \"(\" root? \")\"" }), "((()))"),
         (json!({ "structured_outputs": { "grammar": "start: \"a\" start | \"b\"" } }), "aab"),
         (json!({ "grammar": "%llguidance {}\nstart: \"a\" start | \"b\"" }), "aab"),
+        (json!({ "grammar": "start: \"a\" start | \"b\"" }), "aab"),
+        (json!({ "grammar": "/[a-z]+ [0-9]{2}/" }), "abc 12"),
         (json!({ "guided_grammar": "start: \"a\" start | \"b\"" }), "aab"),
     ] {
         worker.script(says);
@@ -119,7 +121,9 @@ async fn faults_name_the_field_and_the_place() {
         json!({ "grammar": "root ::= x" }),
         json!({ "guided_grammar": "start: x" }),
         json!({ "structured_outputs": { "regex": "a", "choice": ["b"] } }),
+        json!({ "structured_outputs": {} }),
         json!({ "structured_outputs": { "structural_tag": {} } }),
+        json!({ "structured_outputs": { "regex": "a", "whitespace_pattern": " ", "disable_any_whitespace": true } }),
         json!({ "guided_regex": "a", "grammar": "root ::= \"a\"" }),
         json!({ "guided_regex": "a", "ignore_eos": true }),
     ] {

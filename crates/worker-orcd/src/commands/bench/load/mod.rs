@@ -204,6 +204,9 @@ fn table(args: &BenchArgs, url: &Url, n_prompt: usize, stats: &Stats, wall: Dura
         let cells: String = latency.row().iter().map(|ms| format!("{ms:>10.2}")).collect();
         text += &format!("{name:<18}{cells}\n");
     }
+    let speed: String = stats.speed.row().iter().map(|speed| format!("{speed:>10.1}")).collect();
+    let heads: String = ["mean", "p50", "p10", "p1", "least"].iter().map(|head| format!("{head:>10}")).collect();
+    text += &format!("\n{:<18}{heads}\n{:<18}{speed}\n", "tokens/s", "of an answer");
     for (name, latency) in &latencies[..2] {
         text += &format!("\n{name}\n{}", latency.bars());
     }

@@ -35,6 +35,8 @@ pub(crate) struct Stats {
     pub(crate) between: Latency,
     /// From when a request was to be sent to the end of its answer.
     pub(crate) total: Latency,
+    /// Each answer's tokens a second, from its first token to its last.
+    pub(crate) speed: Speed,
     pub(crate) n_answered: u64,
     pub(crate) n_prompt_tokens: u64,
     pub(crate) n_tokens: u64,
@@ -48,6 +50,7 @@ impl Stats {
             first: Latency::new(),
             between: Latency::new(),
             total: Latency::new(),
+            speed: Speed::new(),
             n_answered: 0,
             n_prompt_tokens: 0,
             n_tokens: 0,
@@ -66,6 +69,9 @@ impl Stats {
         self.total.record(sample.total);
         if let Some(first) = sample.tokens.first() {
             self.first.record(*first);
+        }
+        if let [first, .., last] = sample.tokens[..] {
+            self.speed.record((sample.tokens.len() - 1) as f64 / (last.saturating_sub(first)).as_secs_f64());
         }
         for pair in sample.tokens.windows(2) {
             self.between.record(pair[1].saturating_sub(pair[0]));
@@ -97,7 +103,39 @@ impl Stats {
             "ttft_ms": self.first.as_json(),
             "inter_token_ms": self.between.as_json(),
             "end_to_end_ms": self.total.as_json(),
+            "answer_tokens_per_sec": self.speed.as_json(),
         })
+    }
+}
+
+/// A histogram of speeds, to three digits.
+#[derive(Debug)]
+pub(crate) struct Speed(Histogram<u64>);
+
+/// Parts of a token a second that are told apart.
+const SPEED_STEPS: f64 = 1e3;
+
+impl Speed {
+    fn new() -> Self {
+        Self(Histogram::new_with_bounds(1, MAX_MICROS, DIGITS).expect("the bounds are constants that fit"))
+    }
+
+    /// Tokens a second; of tokens that came all at once nothing can be said.
+    fn record(&mut self, speed: f64) {
+        if speed.is_finite() {
+            self.0.saturating_record((speed * SPEED_STEPS) as u64);
+        }
+    }
+
+    /// Tokens a second: mean, then what half, nine tenths and 99 of 100 answers reach, and the least.
+    pub(crate) fn row(&self) -> [f64; 5] {
+        let quantile = |q: f64| self.0.value_at_quantile(q) as f64 / SPEED_STEPS;
+        [self.0.mean() / SPEED_STEPS, quantile(0.5), quantile(0.1), quantile(0.01), self.0.min() as f64 / SPEED_STEPS]
+    }
+
+    fn as_json(&self) -> Value {
+        let [mean, p50, p10, p1, min] = self.row();
+        json!({"count": self.0.len(), "mean": mean, "p50": p50, "p10": p10, "p1": p1, "min": min})
     }
 }
 
@@ -200,6 +238,9 @@ mod tests {
         near(json["inter_token_ms"]["max"].as_f64().unwrap(), 20.0);
         near(json["end_to_end_ms"]["min"].as_f64().unwrap(), 41.0);
         near(json["tokens_per_sec"].as_f64().unwrap(), 8.0);
+        // Two tokens in 30 ms behind the first; the other answer has but one.
+        assert_eq!(json["answer_tokens_per_sec"]["count"], 1);
+        near(json["answer_tokens_per_sec"]["p50"].as_f64().unwrap(), 66.67);
         near(json["requests_per_sec"].as_f64().unwrap(), 4.0);
         near(json["prompt_tokens_per_sec"].as_f64().unwrap(), 40.0);
         assert_eq!(stats.mean_prompt(), 10.0);
@@ -213,6 +254,18 @@ mod tests {
         }
         let expected = [500.5, 500.0, 900.0, 990.0, 1000.0];
         stats.first.row().into_iter().zip(expected).for_each(|(got, expected)| near(got, expected));
+    }
+
+    #[test]
+    fn slow_answers_are_the_low_percentiles_of_speed() {
+        let mut stats = Stats::new();
+        // 1 to 1000 tokens a second.
+        for n in 1..=1000u64 {
+            let last = Duration::from_secs_f64(1.0 / n as f64);
+            stats.add(&Sample { tokens: vec![Duration::ZERO, last], ..answered(&[], 1) });
+        }
+        let expected = [500.5, 500.0, 100.0, 10.0, 1.0];
+        stats.speed.row().into_iter().zip(expected).for_each(|(got, expected)| near(got, expected));
     }
 
     #[test]
