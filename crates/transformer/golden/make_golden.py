@@ -20,8 +20,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import gguf
+import numpy as np
+import torch
 from gguf import GGMLQuantizationType as QT
 from gguf import GGUFWriter
 from tokenizers import Tokenizer
@@ -285,23 +286,34 @@ def make_minutes(ref, model):
 
 def make_perplexity(ref, model):
     """Greedy haiku one after the other, and their perplexity in windows: the second half of each, but for its first token. It is
-    large: the model has learnt to end after one."""
+    large: the model has learnt to end after one. And how far the same model with matrices in Q8_0 is from it."""
     tokenizer = Tokenizer.from_file(str(model.parent / "tokenizer.json"))
     minutes = json.loads((model.parent / "golden_minutes.json").read_text())
     text = "\n".join(tokenizer.decode(m["greedy"], skip_special_tokens=True).strip() for m in minutes[::2])
     ids = tokenizer.encode(text, add_special_tokens=False).ids
+    coarse = Reference(model)
+    for p in coarse.model.parameters():
+        if p.ndim == 2:
+            q8_0 = gguf.quants.quantize(p.numpy().astype(np.float32), QT.Q8_0)
+            p.data = torch.tensor(gguf.quants.dequantize(q8_0, QT.Q8_0)).double()
     windows = []
     for n_ctx in PERPLEXITY_WINDOWS:
-        losses = []
-        for start in range(0, len(ids) - n_ctx + 1, n_ctx):
-            window = ids[start:start + n_ctx]
-            for row, target in zip(ref.logits(window)[n_ctx // 2:-1], window[n_ctx // 2 + 1:]):
-                losses.append(float(np.logaddexp.reduce(row) - row[target]))
-        mean, error = float(np.mean(losses)), float(np.std(losses, ddof=1) / np.sqrt(len(losses)))
-        windows.append({"n_ctx": n_ctx, "n_scored": len(losses), "perplexity": float(np.exp(mean)), "error": float(np.exp(mean) * error),
-                        "losses": [round(x, 6) for x in losses]})
+        chunks = [ids[start:start + n_ctx] for start in range(0, len(ids) - n_ctx + 1, n_ctx)]
+        targets = np.concatenate([chunk[n_ctx // 2 + 1:] for chunk in chunks])[:, None]
+        fine, other = (np.concatenate([r.logits(chunk)[n_ctx // 2:-1] for chunk in chunks]) for r in (ref, coarse))
+        a, b = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (fine, other))
+        at = lambda x: np.take_along_axis(x, targets, axis=-1)[:, 0]
+        divergence, difference = (np.exp(a) * (a - b)).sum(-1), np.exp(at(b)) - np.exp(at(a))
+        mean, error = float(-at(a).mean()), float(at(a).std(ddof=1) / np.sqrt(len(targets)))
+        windows.append({
+            "n_ctx": n_ctx, "n_scored": len(targets), "perplexity": float(np.exp(mean)), "error": float(np.exp(mean) * error),
+            "q8_0": {"perplexity": float(np.exp(-at(b).mean())), "mean": float(divergence.mean()),
+                     "error": float(divergence.std(ddof=1) / np.sqrt(len(targets))), "median": float(np.median(divergence)),
+                     "99": float(np.quantile(divergence, 0.99)), "max": float(divergence.max()),
+                     "difference": float(difference.mean()), "rms": float(np.sqrt((difference**2).mean())),
+                     "same_top": float((a.argmax(-1) == b.argmax(-1)).mean())}})
     doc = {"text": text, "n_tokens": len(ids), "windows": windows}
-    (model.parent / "golden_perplexity.json").write_text(json.dumps(doc) + "\n")
+    (model.parent / "golden_perplexity.json").write_text(json.dumps(doc, indent=1) + "\n")
     print(f"golden_perplexity.json: {len(ids)} tokens, perplexity {[w['perplexity'] for w in windows]}")
 
 

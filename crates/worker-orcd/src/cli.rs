@@ -528,12 +528,12 @@ pub(crate) struct QuantizeArgs {
 /// `perplexity`.
 #[derive(Debug, Args)]
 pub(crate) struct PerplexityArgs {
-    #[command(flatten)]
-    pub(crate) text: TextArgs,
-
     /// Write one JSON object at the end instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
 
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -554,12 +554,12 @@ pub(crate) struct CompareArgs {
     #[arg(value_name = "B")]
     pub(crate) other: PathBuf,
 
-    #[command(flatten)]
-    pub(crate) text: TextArgs,
-
     /// Write one JSON object at the end instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
 
     #[command(flatten)]
     pub(crate) device: DeviceArgs,

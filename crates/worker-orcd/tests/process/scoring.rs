@@ -8,6 +8,8 @@ use crate::models;
 
 /// Mean negative log-likelihoods may differ by this from those of the reference in float64: keys and values are in F16.
 const TOLERANCE: f64 = 1e-3;
+/// And by this where they are in F32 like everything else.
+const TOLERANCE_F32: f64 = 1e-5;
 
 fn golden() -> Value {
     let path = test_support::checkout().join("models/haiku/golden_perplexity.json");
@@ -41,6 +43,11 @@ fn perplexity_is_that_of_the_reference() {
         assert!(off.abs() < TOLERANCE, "windows of {n_ctx}: {off:e}");
         let errors = [number(&got["perplexity"]["error"]), number(&expected["error"])];
         assert!((errors[0] / errors[1] - 1.0).abs() < TOLERANCE, "{errors:?}");
+        if device() == "cpu" {
+            let got = json(&["perplexity", "--file", &text, "--ctx-size", &n_ctx, "--kv-type", "f32"]);
+            let off = number(&got["perplexity"]["value"]).ln() - number(&expected["perplexity"]).ln();
+            assert!(off.abs() < TOLERANCE_F32, "windows of {n_ctx}, keys and values in F32: {off:e}");
+        }
     }
 }
 
@@ -81,6 +88,39 @@ fn a_model_is_equal_to_itself() {
 }
 
 #[test]
+fn a_comparison_has_the_figures_of_the_reference() {
+    if device() != "cpu" {
+        return println!("skipped: keys and values in F32, which the tolerance needs, are the CPU's");
+    }
+    let (files, golden) = (Files::new(), golden());
+    let text = haiku_text(&files);
+    let model = test_support::checkout().join("models/haiku/haiku-qwen2-5.8m-f16.gguf");
+    let (model, made) = (model.to_str().unwrap(), files.path("q8_0.gguf"));
+    let made = made.to_str().unwrap();
+    stdout_of(&run(&["quantize", model, made, "Q8_0"]));
+    for window in golden["windows"].as_array().unwrap() {
+        let (n_ctx, expected) = (window["n_ctx"].to_string(), &window["q8_0"]);
+        let got = json(&["compare", model, made, "-f", &text, "-c", &n_ctx, "--kv-type", "f32"]);
+        let (divergence, difference) = (&got["kl_divergence"], &got["probability_difference"]);
+        for (name, got) in [
+            ("perplexity", &got["b"]["perplexity"]["value"]),
+            ("mean", &divergence["mean"]["value"]),
+            ("error", &divergence["mean"]["error"]),
+            ("median", &divergence["median"]),
+            ("99", &divergence["percentiles"]["99"]),
+            ("max", &divergence["max"]),
+            ("difference", &difference["mean"]["value"]),
+            ("rms", &difference["rms"]["value"]),
+            ("same_top", &got["same_top"]["value"]),
+        ] {
+            let (got, expected) = (number(got), number(&expected[name]));
+            // Differences of nearly equal things lose the digits that logits in f32 have.
+            assert!((got / expected - 1.0).abs() < 1e-2, "windows of {n_ctx}, {name}: {got} {expected}");
+        }
+    }
+}
+
+#[test]
 fn a_quantisation_costs_a_little_and_a_coarser_one_more() {
     let files = Files::new();
     let model = test_support::checkout().join("models/haiku/haiku-qwen2-5.8m-f16.gguf");
@@ -112,7 +152,9 @@ fn the_comparison_has_a_line_for_each_window_and_figure() {
     let other = files.write("other.gguf", &TinyModel { seed: 2, ..TinyModel::default() }.build());
     let table =
         stdout_of(&run(&["compare", &model, &other, "-f", &haiku_text(&files), "-c", "256", "--device", "cpu"]));
-    let names: Vec<&str> = table.lines().map(|line| line.split("  ").next().unwrap()).collect();
+    let (figures, took) = table.rsplit_once(", in ").unwrap();
+    assert!(took.ends_with(" s\n"), "{table}");
+    let names: Vec<&str> = figures.lines().map(|line| line.split("  ").next().unwrap()).collect();
     insta::assert_snapshot!(names.join("\n").replace(&model, "A.gguf").replace(&other, "B.gguf"));
 }
 
