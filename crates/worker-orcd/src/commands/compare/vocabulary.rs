@@ -47,38 +47,34 @@ mod tests {
 
     use super::*;
 
-    fn difference_of(change: impl FnOnce(&mut GgufWriter), tokens: &[&str]) -> Option<String> {
-        let file = |tokens: &[&str], change: Option<Box<dyn FnOnce(&mut GgufWriter) + '_>>| {
-            let mut writer = GgufWriter::new();
-            writer.kv("tokenizer.ggml.model", "gpt2").kv("tokenizer.ggml.tokens", tokens.to_vec());
-            writer.kv("general.name", format!("{tokens:?}"));
-            if let Some(change) = change {
-                change(&mut writer);
-            }
-            writer.finish().unwrap().bytes
-        };
-        let a = file(&["a", "b", "c"], None);
-        let b = file(tokens, Some(Box::new(change)));
+    fn file(tokens: &[&str], adds_bos: Option<bool>) -> Vec<u8> {
+        let mut writer = GgufWriter::new();
+        writer.kv("tokenizer.ggml.model", "gpt2").kv("tokenizer.ggml.tokens", tokens.to_vec());
+        writer.kv("general.name", format!("{tokens:?}"));
+        if let Some(adds_bos) = adds_bos {
+            writer.kv("tokenizer.ggml.add_bos_token", adds_bos);
+        }
+        writer.finish().unwrap().bytes
+    }
+
+    fn difference_of(tokens: &[&str], adds_bos: Option<bool>) -> Option<String> {
+        let (a, b) = (file(&["a", "b", "c"], None), file(tokens, adds_bos));
         first_difference(&Gguf::parse(&a).unwrap(), &Gguf::parse(&b).unwrap())
     }
 
     #[test]
     fn the_first_difference_is_named() {
-        let unchanged = |_: &mut GgufWriter| ();
-        assert_eq!(difference_of(unchanged, &["a", "b", "c"]), None);
+        assert_eq!(difference_of(&["a", "b", "c"], None), None);
         assert_eq!(
-            difference_of(unchanged, &["a", "x", "y"]).unwrap(),
+            difference_of(&["a", "x", "y"], None).unwrap(),
             r#"key "tokenizer.ggml.tokens": element 1 is "b" in the first, "x" in the second"#
         );
         assert_eq!(
-            difference_of(unchanged, &["a", "b", "c", "d"]).unwrap(),
+            difference_of(&["a", "b", "c", "d"], None).unwrap(),
             r#"key "tokenizer.ggml.tokens": has 3 elements in the first, 4 in the second"#
         );
-        let added = |writer: &mut GgufWriter| {
-            writer.kv("tokenizer.ggml.add_bos_token", true);
-        };
         assert_eq!(
-            difference_of(added, &["a", "b", "c"]).unwrap(),
+            difference_of(&["a", "b", "c"], Some(true)).unwrap(),
             r#"key "tokenizer.ggml.add_bos_token": is absent in the first, true in the second"#
         );
     }
