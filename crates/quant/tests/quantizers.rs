@@ -34,8 +34,8 @@ const MOST_LOST: [(Format, f64); 11] = [
     (Format::Q4_1, 0.079_0),
     (Format::Q5_0, 0.043_0),
     (Format::Q5_1, 0.038_3),
-    (Format::Q4_K, 0.072_5),
-    (Format::Q5_K, 0.036_3),
+    (Format::Q4_K, 0.071_5),
+    (Format::Q5_K, 0.035_3),
     (Format::Q6_K, 0.018_0),
 ];
 
@@ -58,7 +58,7 @@ fn normal_values_lose_no_more_than_this() {
 fn a_small_sub_block_beside_a_large_one_loses_little_of_the_block() {
     let mut random = Random::new(11);
     let x: Vec<f32> = (0..64 * 256).map(|i| random.normal() * if i / 32 % 8 == 3 { 30.0 } else { 1.0 }).collect();
-    for (format, most) in [(Format::Q4_K, 0.074), (Format::Q5_K, 0.038), (Format::Q6_K, 0.019)] {
+    for (format, most) in [(Format::Q4_K, 0.073), (Format::Q5_K, 0.037), (Format::Q6_K, 0.019)] {
         let error = rms_error(&x, &there_and_back(format, &x));
         println!("{:>5}: {error:.5}", format.name());
         assert!(error <= most, "{format:?}: {error}");
@@ -122,8 +122,8 @@ fn the_same_values_become_the_same_bytes_everywhere() {
         "Q4_1 e8b25a3c027be122",
         "Q5_0 c51985085e3fb603",
         "Q5_1 3c355a17d0740fe1",
-        "Q4_K 21ecbdd5da10fe46",
-        "Q5_K 540ba1208b43da44",
+        "Q4_K b174482106229cff",
+        "Q5_K c56f087443ebab5b",
         "Q6_K e297d317c178635f",
     ];
     assert_eq!(hashes, expected);

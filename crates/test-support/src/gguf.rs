@@ -200,6 +200,18 @@ impl GgufBuilder {
         self.tensor(name, 1, shape, bytes.collect())
     }
 
+    /// Another type and other data for some of the tensors added so far: `change(name, shape, data)` is given each, its shape
+    /// slowest first, and returns type number and data, or `None` to leave it.
+    pub fn change_tensors(mut self, mut change: impl FnMut(&str, &[u64], &[u8]) -> Option<(u32, Vec<u8>)>) -> Self {
+        for tensor in &mut self.tensors {
+            let shape: Vec<u64> = tensor.ne.iter().rev().copied().collect();
+            if let Some(changed) = change(&String::from_utf8_lossy(&tensor.name), &shape, &tensor.data) {
+                (tensor.type_id, tensor.data) = changed;
+            }
+        }
+        self
+    }
+
     /// The file's bytes. The last tensor is padded too, as llama.cpp's own writer does.
     pub fn build(&self) -> Vec<u8> {
         let mut file = self.magic.to_vec();

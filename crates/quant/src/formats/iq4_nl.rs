@@ -4,7 +4,7 @@
 //! Source: ggml `ggml-common.h`, `block_iq4_nl`, `kvalues_iq4nl`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::{Half, Packed};
+use super::packed::{Half, Packed, looked_up};
 use crate::simd::Simd;
 
 pub(crate) struct IQ4_NL;
@@ -30,14 +30,6 @@ unsafe impl Packed for IQ4_NL {
 
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, block: &Block, out: &mut [f32; 32]) {
-        let scale = block.scale.widen(simd);
-        let low = simd.look_up(&VALUES, block.quants.map(|byte| byte & 0xF));
-        let high = simd.look_up(&VALUES, block.quants.map(|byte| byte >> 4));
-        for i in 0..16 {
-            out[i] = scale * f32::from(low[i]);
-        }
-        for i in 0..16 {
-            out[i + 16] = scale * f32::from(high[i]);
-        }
+        looked_up(simd, &VALUES, &block.quants, block.scale.widen(simd), out);
     }
 }

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
 use super::iq4_nl::VALUES;
-use super::packed::{Half, Packed};
+use super::packed::{Half, Packed, looked_up};
 use crate::simd::Simd;
 
 pub(crate) struct IQ4_XS;
@@ -38,14 +38,7 @@ unsafe impl Packed for IQ4_XS {
             let low = block.scales_low[sub / 2] >> (sub % 2 * 4) & 0xF;
             let high = scales_high >> (2 * sub) & 3;
             let scale = scale * (i32::from(u16::from(low) | high << 4) - 32) as f32;
-            let low = simd.look_up(&VALUES, block.quants[sub].map(|byte| byte & 0xF));
-            let high = simd.look_up(&VALUES, block.quants[sub].map(|byte| byte >> 4));
-            for i in 0..16 {
-                out[i] = scale * f32::from(low[i]);
-            }
-            for i in 0..16 {
-                out[i + 16] = scale * f32::from(high[i]);
-            }
+            looked_up(simd, &VALUES, &block.quants[sub], scale, out);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! doubled and the scale halved, so that the values are whole.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::Packed;
+use super::packed::{Packed, looked_up};
 use crate::simd::Simd;
 
 pub(crate) struct MXFP4;
@@ -38,14 +38,6 @@ unsafe impl Packed for MXFP4 {
 
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, block: &Block, out: &mut [f32; 32]) {
-        let scale = half_scale(block.exponent);
-        let low = simd.look_up(&VALUES, block.quants.map(|byte| byte & 0xF));
-        let high = simd.look_up(&VALUES, block.quants.map(|byte| byte >> 4));
-        for i in 0..16 {
-            out[i] = scale * f32::from(low[i]);
-        }
-        for i in 0..16 {
-            out[i + 16] = scale * f32::from(high[i]);
-        }
+        looked_up(simd, &VALUES, &block.quants, half_scale(block.exponent), out);
     }
 }

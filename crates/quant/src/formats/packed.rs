@@ -26,8 +26,6 @@ pub(crate) unsafe trait Packed: 'static {
     const QUANTIZE: Option<fn(&Self::Values, &mut Self::Block)>;
 
     /// A block's values, by the order of `f32` operations that ggml dequantizes with.
-    ///
-    /// Written over arrays of fixed size and without branches, for the compiler to turn into vectors of `S`.
     fn unpack<S: Simd>(simd: S, block: &Self::Block, out: &mut Self::Values);
 }
 
@@ -78,6 +76,78 @@ fn quantize<P: Packed>(from: &[f32], bytes: &mut [u8]) {
         (from_raw_parts(from.as_ptr().cast(), n_blocks), from_raw_parts_mut(bytes.as_mut_ptr().cast(), n_blocks))
     };
     values.iter().zip(blocks).for_each(|(values, block)| quantize(values, block));
+}
+
+/// `out[i] = scale * number[i]`; `numbers` is asked for those from an index on.
+#[inline(always)]
+pub(super) fn scaled<S: Simd, const N: usize>(
+    simd: S,
+    numbers: impl Fn(usize) -> S::I,
+    scale: f32,
+    out: &mut [f32; N],
+) {
+    let scale = simd.splat(scale);
+    for at in (0..N).step_by(S::LANES) {
+        simd.store(simd.mul(scale, simd.int_to_f32(numbers(at))), &mut out[at..]);
+    }
+}
+
+/// `out[i] = scale * number[i] + offset`, the product rounded first.
+#[inline(always)]
+pub(super) fn scaled_from<S: Simd, const N: usize>(
+    simd: S,
+    numbers: impl Fn(usize) -> S::I,
+    scale: f32,
+    offset: f32,
+    out: &mut [f32; N],
+) {
+    let (scale, offset) = (simd.splat(scale), simd.splat(offset));
+    for at in (0..N).step_by(S::LANES) {
+        let product = simd.mul(scale, simd.int_to_f32(numbers(at)));
+        simd.store(simd.add(product, offset), &mut out[at..]);
+    }
+}
+
+/// `out[i] = scale * table[number[i]]`, of 32 numbers: the lower halves of 16 bytes, then the upper ones.
+#[inline(always)]
+pub(super) fn looked_up<S: Simd>(simd: S, table: &[i8; 16], quants: &[u8; 16], scale: f32, out: &mut [f32; 32]) {
+    let low = simd.look_up(table, quants.map(|byte| byte & 0xF));
+    let high = simd.look_up(table, quants.map(|byte| byte >> 4));
+    let scale = simd.splat(scale);
+    for at in (0..16).step_by(S::LANES) {
+        // SAFETY: 16 values, of which a whole vector is left at each multiple of its length.
+        let (low, high) =
+            unsafe { (simd.load_i8(low.as_ptr().add(at).cast()), simd.load_i8(high.as_ptr().add(at).cast())) };
+        simd.store(simd.mul(scale, low), &mut out[at..]);
+        simd.store(simd.mul(scale, high), &mut out[at + 16..]);
+    }
+}
+
+/// The two halves of 32 values.
+#[inline(always)]
+pub(super) fn halves(out: &mut [f32; 32]) -> [&mut [f32; 16]; 2] {
+    match out.as_chunks_mut::<16>().0 {
+        [low, high] => [low, high],
+        _ => unreachable!("32 are two times 16"),
+    }
+}
+
+/// The lower halves of bytes.
+#[inline(always)]
+pub(super) fn lower_halves<S: Simd>(simd: S, bytes: &[u8]) -> S::I {
+    simd.and_int(simd.load_bytes(bytes), simd.splat_int(0xF))
+}
+
+/// The upper halves of bytes.
+#[inline(always)]
+pub(super) fn upper_halves<S: Simd>(simd: S, bytes: &[u8]) -> S::I {
+    simd.shr_int::<4>(simd.load_bytes(bytes))
+}
+
+/// `mask` of bytes from bit `shift` on.
+#[inline(always)]
+pub(super) fn bits<S: Simd>(simd: S, bytes: &[u8], shift: usize, mask: i32) -> S::I {
+    simd.and_int(simd.shr_int_by(simd.load_bytes(bytes), shift as u32), simd.splat_int(mask))
 }
 
 /// A number in half precision, little-endian, as it lies in a block.

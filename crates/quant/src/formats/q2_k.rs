@@ -4,7 +4,7 @@
 //! Source: ggml `ggml-common.h`, `block_q2_K`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::{Half, Packed};
+use super::packed::{Half, Packed, bits, scaled_from};
 use crate::simd::Simd;
 
 pub(crate) struct Q2_K;
@@ -35,9 +35,7 @@ unsafe impl Packed for Q2_K {
             let scale = scale * f32::from(block.scales[sub] & 0xF);
             let min = min * f32::from(block.scales[sub] >> 4);
             let (quants, shift) = (&block.quants[sub / 8].as_chunks::<16>().0[sub % 2], sub % 8 / 2 * 2);
-            for i in 0..16 {
-                out[i] = scale * f32::from(quants[i] >> shift & 3) - min;
-            }
+            scaled_from(simd, |at| bits(simd, &quants[at..], shift, 3), scale, -min, out);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Source: ggml `ggml-common.h`, `block_q3_K`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::{Half, Packed};
+use super::packed::{Half, Packed, bits, scaled};
 use crate::simd::Simd;
 
 pub(crate) struct Q3_K;
@@ -39,10 +39,11 @@ unsafe impl Packed for Q3_K {
             let scale = scale * (i32::from(low | high << 4) - 32) as f32;
             let (quants, shift) = (&block.quants[sub / 8].as_chunks::<16>().0[sub % 2], sub % 8 / 2 * 2);
             let (high, bit) = (&block.high.as_chunks::<16>().0[sub % 2], sub / 2);
-            for i in 0..16 {
-                let number = quants[i] >> shift & 3 | (high[i] >> bit & 1) << 2;
-                out[i] = scale * (i32::from(number) - 4) as f32;
-            }
+            let number = |at: usize| {
+                let high = simd.shl_int::<2>(bits(simd, &high[at..], bit, 1));
+                simd.sub_int(simd.or_int(bits(simd, &quants[at..], shift, 3), high), simd.splat_int(4))
+            };
+            scaled(simd, number, scale, out);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! Source: ggml `ggml-common.h`, `block_q4_0`; `quantize_row_q4_0_ref`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::{Half, Packed};
+use super::packed::{Half, Packed, halves, lower_halves, scaled, upper_halves};
 use super::search::{greatest, inverse};
 use crate::simd::Simd;
 
@@ -30,12 +30,10 @@ unsafe impl Packed for Q4_0 {
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, block: &Block, out: &mut [f32; 32]) {
         let scale = block.scale.widen(simd);
-        for i in 0..16 {
-            out[i] = scale * (i32::from(block.quants[i] & 0xF) - 8) as f32;
-        }
-        for i in 0..16 {
-            out[i + 16] = scale * (i32::from(block.quants[i] >> 4) - 8) as f32;
-        }
+        let [low, high] = halves(out);
+        let middle = simd.splat_int(8);
+        scaled(simd, |at| simd.sub_int(lower_halves(simd, &block.quants[at..]), middle), scale, low);
+        scaled(simd, |at| simd.sub_int(upper_halves(simd, &block.quants[at..]), middle), scale, high);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Source: ggml `ggml-common.h`, `block_q4_1`; `quantize_row_q4_1_ref`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::{Half, Packed};
+use super::packed::{Half, Packed, halves, lower_halves, scaled_from, upper_halves};
 use super::search::{bounds, inverse};
 use crate::simd::Simd;
 
@@ -28,14 +28,10 @@ unsafe impl Packed for Q4_1 {
 
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, block: &Block, out: &mut [f32; 32]) {
-        let scale = block.scale.widen(simd);
-        let min = block.min.widen(simd);
-        for i in 0..16 {
-            out[i] = scale * f32::from(block.quants[i] & 0xF) + min;
-        }
-        for i in 0..16 {
-            out[i + 16] = scale * f32::from(block.quants[i] >> 4) + min;
-        }
+        let (scale, min) = (block.scale.widen(simd), block.min.widen(simd));
+        let [low, high] = halves(out);
+        scaled_from(simd, |at| lower_halves(simd, &block.quants[at..]), scale, min, low);
+        scaled_from(simd, |at| upper_halves(simd, &block.quants[at..]), scale, min, high);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Source: ggml `ggml-common.h`, `block_q4_K`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::Packed;
+use super::packed::{Packed, bits, scaled_from};
 use super::search::Search;
 use super::sub_scales::{self, SubScales};
 use crate::simd::Simd;
@@ -29,21 +29,15 @@ unsafe impl Packed for Q4_K {
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, block: &Block, out: &mut [f32; 256]) {
         let (scales, mins) = block.scales.widen(simd);
-        for (pair, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-            let quants = &block.quants[pair];
-            for i in 0..32 {
-                out[i] = scales[2 * pair] * f32::from(quants[i] & 0xF) - mins[2 * pair];
-            }
-            for i in 0..32 {
-                out[i + 32] = scales[2 * pair + 1] * f32::from(quants[i] >> 4) - mins[2 * pair + 1];
-            }
+        for (sub, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let (quants, shift) = (&block.quants[sub / 2], sub % 2 * 4);
+            scaled_from(simd, |at| bits(simd, &quants[at..], shift, 0xF), scales[sub], -mins[sub], out);
         }
     }
 }
 
 fn quantize(from: &[f32; 256], block: &mut Block) {
-    let search = Search { max: 15.0, first: -1.0, n_steps: 21 };
-    let (scales, numbers) = sub_scales::quantize(from, 15.0, |x| search.scale_and_min(x));
+    let (scales, numbers) = sub_scales::quantize(from, Search { max: 15.0, first: -1.0, n_steps: 21 });
     let quants =
         std::array::from_fn(|pair| std::array::from_fn(|i| numbers[2 * pair][i] | numbers[2 * pair + 1][i] << 4));
     *block = Block { scales, quants };

@@ -5,7 +5,7 @@
 //! Source: ggml `ggml-common.h`, `block_q5_0`; `quantize_row_q5_0_ref`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::{Half, Packed};
+use super::packed::{Half, Packed, halves, lower_halves, scaled, upper_halves};
 use super::search::{greatest, inverse};
 use crate::simd::Simd;
 
@@ -32,15 +32,20 @@ unsafe impl Packed for Q5_0 {
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, block: &Block, out: &mut [f32; 32]) {
         let scale = block.scale.widen(simd);
-        let high = u32::from_le_bytes(block.high);
-        for i in 0..16 {
-            let number = u32::from(block.quants[i] & 0xF) | (high >> i & 1) << 4;
-            out[i] = scale * (number as i32 - 16) as f32;
-        }
-        for i in 0..16 {
-            let number = u32::from(block.quants[i] >> 4) | (high >> (i + 16) & 1) << 4;
-            out[i + 16] = scale * (number as i32 - 16) as f32;
-        }
+        let [low, high] = halves(out);
+        let fifth_bits = u32::from_le_bytes(block.high);
+        let with_fifth = |four: S::I, first: usize| {
+            let bit = simd.and_int(simd.shr_lanes(fifth_bits, first as u32), simd.splat_int(1));
+            simd.or_int(four, simd.shl_int::<4>(bit))
+        };
+        let middle = simd.splat_int(16);
+        scaled(simd, |at| simd.sub_int(with_fifth(lower_halves(simd, &block.quants[at..]), at), middle), scale, low);
+        scaled(
+            simd,
+            |at| simd.sub_int(with_fifth(upper_halves(simd, &block.quants[at..]), at + 16), middle),
+            scale,
+            high,
+        );
     }
 }
 

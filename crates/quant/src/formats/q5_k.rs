@@ -3,7 +3,7 @@
 //! Source: ggml `ggml-common.h`, `block_q5_K`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::Packed;
+use super::packed::{Packed, bits, scaled_from};
 use super::search::Search;
 use super::sub_scales::{self, SubScales};
 use crate::simd::Simd;
@@ -31,23 +31,19 @@ unsafe impl Packed for Q5_K {
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, block: &Block, out: &mut [f32; 256]) {
         let (scales, mins) = block.scales.widen(simd);
-        for (pair, out) in out.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-            let (quants, sub) = (&block.quants[pair], 2 * pair);
-            for i in 0..32 {
-                let number = quants[i] & 0xF | (block.high[i] >> sub & 1) << 4;
-                out[i] = scales[sub] * f32::from(number) - mins[sub];
-            }
-            for i in 0..32 {
-                let number = quants[i] >> 4 | (block.high[i] >> (sub + 1) & 1) << 4;
-                out[i + 32] = scales[sub + 1] * f32::from(number) - mins[sub + 1];
-            }
+        for (sub, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let (quants, shift) = (&block.quants[sub / 2], sub % 2 * 4);
+            let number = |at: usize| {
+                let high = simd.shl_int::<4>(bits(simd, &block.high[at..], sub, 1));
+                simd.or_int(bits(simd, &quants[at..], shift, 0xF), high)
+            };
+            scaled_from(simd, number, scales[sub], -mins[sub], out);
         }
     }
 }
 
 fn quantize(from: &[f32; 256], block: &mut Block) {
-    let search = Search { max: 31.0, first: -1.0, n_steps: 21 };
-    let (scales, numbers) = sub_scales::quantize(from, 31.0, |x| search.scale_and_min(x));
+    let (scales, numbers) = sub_scales::quantize(from, Search { max: 31.0, first: -1.0, n_steps: 21 });
     let quants =
         std::array::from_fn(|pair| std::array::from_fn(|i| numbers[2 * pair][i] & 0xF | numbers[2 * pair + 1][i] << 4));
     let high = std::array::from_fn(|i| (0..8).fold(0, |high, sub| high | numbers[sub][i] >> 4 << sub));

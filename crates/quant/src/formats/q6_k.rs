@@ -4,7 +4,7 @@
 //! Source: ggml `ggml-common.h`, `block_q6_K`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::{Half, Packed};
+use super::packed::{Half, Packed, bits, scaled};
 use super::search::{inverse, nearest, symmetric_scale};
 use crate::simd::Simd;
 
@@ -36,10 +36,11 @@ unsafe impl Packed for Q6_K {
             let scale = scale * f32::from(block.scales[sub]);
             let (low, low_shift) = (&block.low[sub / 8].as_chunks::<16>().0[sub % 4], sub % 8 / 4 * 4);
             let (high, high_shift) = (&block.high[sub / 8].as_chunks::<16>().0[sub % 2], sub % 8 / 2 * 2);
-            for i in 0..16 {
-                let number = low[i] >> low_shift & 0xF | (high[i] >> high_shift & 3) << 4;
-                out[i] = scale * (i32::from(number) - 32) as f32;
-            }
+            let number = |at: usize| {
+                let high = simd.shl_int::<4>(bits(simd, &high[at..], high_shift, 3));
+                simd.sub_int(simd.or_int(bits(simd, &low[at..], low_shift, 0xF), high), simd.splat_int(32))
+            };
+            scaled(simd, number, scale, out);
         }
     }
 }

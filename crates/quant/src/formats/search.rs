@@ -63,24 +63,21 @@ impl Search {
     /// The scale and minimum with the least weighted squared error.
     ///
     /// For each of several spreads, values are rounded to numbers, and the scale and minimum that fit those numbers best
-    /// follow by linear least squares. Large values weigh more, as they do in a product: a value's weight is its magnitude
-    /// plus the root mean square of all.
-    pub(super) fn scale_and_min(self, x: &[f32; 32]) -> ScaleAndMin {
+    /// follow by linear least squares.
+    pub(super) fn scale_and_min(self, x: &[f32; 32], weight: &[f32; 32]) -> ScaleAndMin {
         let (min, max) = bounds(x);
         let min = min.min(0.0);
         if max.partial_cmp(&min) != Some(std::cmp::Ordering::Greater) {
             return ScaleAndMin { scale: 0.0, min: -min };
         }
-        let rms = (sum::<32>(|i| x[i] * x[i]) / 32.0).sqrt();
-        let weight: [f32; 32] = std::array::from_fn(|i| rms + x[i].abs());
         let simple = ScaleAndMin { scale: (max - min) / self.max, min: -min };
-        let numbers = self.numbers(x, min, self.max / (max - min));
-        let mut best = (error(x, &weight, &numbers, simple), simple);
+        let numbers = self.numbers(x, -min, self.max / (max - min));
+        let mut best = (error(x, weight, &numbers, simple), simple);
         for step in 0..self.n_steps {
             let spread = self.max + self.first + 0.1 * step as f32;
-            let numbers = self.numbers(x, min, spread / (max - min));
-            let Some(fit) = least_squares(x, &weight, &numbers) else { continue };
-            let error = error(x, &weight, &numbers, fit);
+            let numbers = self.numbers(x, -min, spread / (max - min));
+            let Some(fit) = least_squares(x, weight, &numbers) else { continue };
+            let error = error(x, weight, &numbers, fit);
             if error < best.0 {
                 best = (error, fit);
             }
@@ -88,13 +85,21 @@ impl Search {
         best.1
     }
 
-    fn numbers(self, x: &[f32; 32], min: f32, inverse: f32) -> [f32; 32] {
-        std::array::from_fn(|i| nearest((x[i] - min) * inverse).clamp(0.0, self.max))
+    /// The nearest numbers, given the scale's inverse.
+    pub(super) fn numbers(self, x: &[f32; 32], min: f32, inverse: f32) -> [f32; 32] {
+        std::array::from_fn(|i| nearest((x[i] + min) * inverse).clamp(0.0, self.max))
     }
 }
 
+/// How much each error counts. Large values weigh more, as they do in a product: a value's weight is its magnitude plus the
+/// root mean square of all.
+pub(super) fn weights(x: &[f32; 32]) -> [f32; 32] {
+    let rms = (sum::<32>(|i| x[i] * x[i]) / 32.0).sqrt();
+    x.map(|x| rms + x.abs())
+}
+
 /// The weighted squared error.
-fn error(x: &[f32; 32], weight: &[f32; 32], numbers: &[f32; 32], fit: ScaleAndMin) -> f32 {
+pub(super) fn error(x: &[f32; 32], weight: &[f32; 32], numbers: &[f32; 32], fit: ScaleAndMin) -> f32 {
     sum::<32>(|i| {
         let off = fit.scale * numbers[i] - fit.min - x[i];
         weight[i] * off * off
@@ -153,7 +158,7 @@ mod tests {
     #[test]
     fn values_on_a_grid_are_found_exactly_enough() {
         let grid: [f32; 32] = std::array::from_fn(|i| 0.25 * (i * 7 % 16) as f32 - 1.5);
-        let fit = Search { max: 15.0, first: -1.0, n_steps: 21 }.scale_and_min(&grid);
+        let fit = Search { max: 15.0, first: -1.0, n_steps: 21 }.scale_and_min(&grid, &weights(&grid));
         assert!((fit.scale - 0.25).abs() < 1e-6 && (fit.min - 1.5).abs() < 1e-5, "{fit:?}");
         let grid: [f32; 16] = std::array::from_fn(|i| 0.5 * (4 * i) as f32 - 16.0);
         assert!((symmetric_scale(&grid).abs() - 0.5).abs() < 1e-6);
@@ -162,10 +167,10 @@ mod tests {
     #[test]
     fn nothing_and_no_numbers_have_a_scale_too() {
         let search = Search { max: 15.0, first: -1.0, n_steps: 21 };
-        assert_eq!(search.scale_and_min(&[0.0; 32]), ScaleAndMin { scale: 0.0, min: 0.0 });
+        assert_eq!(search.scale_and_min(&[0.0; 32], &[0.0; 32]), ScaleAndMin { scale: 0.0, min: 0.0 });
         assert_eq!(symmetric_scale(&[0.0; 16]), 0.0);
         for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1e-45] {
-            search.scale_and_min(&[x; 32]); // whatever it is
+            search.scale_and_min(&[x; 32], &weights(&[x; 32])); // whatever it is
             symmetric_scale(&[x; 16]);
         }
     }

@@ -73,6 +73,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `a >> N`, keeping the sign.
     fn shr_int<const N: u32>(self, a: Self::I) -> Self::I;
 
+    /// `a & b`
+    fn and_int(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a | b`
+    fn or_int(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a >> n`, for `n` below 32, of lanes that are not negative.
+    fn shr_int_by(self, a: Self::I, n: u32) -> Self::I;
+    /// `bits >> (first + i)` in lane `i`; `first + LANES` is at most 32.
+    fn shr_lanes(self, bits: u32, first: u32) -> Self::I;
+    /// The nearest `f32` to each lane.
+    fn int_to_f32(self, a: Self::I) -> Self::F;
+    /// The first `LANES` bytes of a slice. Panics when it is shorter.
+    fn load_bytes(self, from: &[u8]) -> Self::I;
+
     /// The value of a half precision number.
     fn widen_half(self, bits: u16) -> f32;
     /// The table's elements at 16 indices, each below 16.

@@ -152,6 +152,32 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn and_int(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        map2(a, b, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn or_int(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        map2(a, b, |a, b| a | b)
+    }
+    #[inline(always)]
+    fn shr_int_by(self, a: [i32; N], n: u32) -> [i32; N] {
+        map(a, |a| a >> (n & 31))
+    }
+    #[inline(always)]
+    fn shr_lanes(self, bits: u32, first: u32) -> [i32; N] {
+        std::array::from_fn(|i| (bits >> ((first + i as u32) & 31)) as i32)
+    }
+    #[inline(always)]
+    fn int_to_f32(self, a: [i32; N]) -> [f32; N] {
+        map(a, |a| a as f32)
+    }
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> [i32; N] {
+        let from: [u8; N] = from[..N].try_into().expect("N bytes");
+        from.map(i32::from)
+    }
+
+    #[inline(always)]
     fn widen_half(self, bits: u16) -> f32 {
         widen_f16(bits)
     }

@@ -92,4 +92,16 @@ mod tests {
         assert!(of_seqs / 8 > (2 * spec.n_vocab * 4 + 128 * 4) as u64, "{of_seqs}");
         assert_eq!(needs(8, 8).reserved_bytes, RESERVED_BYTES);
     }
+    #[test]
+    fn a_matrix_without_kernels_is_refused_by_name_and_type() {
+        let in_q4_0 = |name: &str, _: &[u64], data: &[u8]| {
+            let n_values = data.len() / size_of::<half::f16>();
+            (name == "blk.1.ffn_up.weight").then(|| (gguf_parser::TensorType::Q4_0.id(), vec![0; n_values / 32 * 18]))
+        };
+        let file = TinyModel::default().builder().change_tensors(in_q4_0).build();
+        let gguf = Gguf::parse(&file).unwrap();
+        let spec = ModelSpec::from_gguf(&gguf).unwrap();
+        let error = MemoryNeeds::of(&spec, &gguf, 128, 1, 1).unwrap_err().to_string();
+        assert_eq!(error, r#"tensor "blk.1.ffn_up.weight": expected a type with kernels for the GPU, got Q4_0"#);
+    }
 }

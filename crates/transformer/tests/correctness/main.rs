@@ -6,6 +6,7 @@ mod bit_identity;
 mod case;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod formats;
 mod full_size;
 mod golden;
 mod invalid_batches;

@@ -1,0 +1,112 @@
+//! Models in every format: logits are those of the same weights in F32.
+
+use gguf_parser::TensorType;
+use half::f16;
+use quant::{Format, Isa};
+use test_support::gguf::GgufBuilder;
+use test_support::tiny_model::TinyModel;
+use transformer::KvType;
+
+use crate::sequence::{Target, run};
+
+/// Rows of 256 and 512: whole blocks of every format.
+fn model() -> TinyModel {
+    TinyModel { d_model: 256, d_ff: 512, f16: false, ..TinyModel::default() }
+}
+
+fn type_id(format: Format) -> u32 {
+    TensorType::ALL.iter().find(|ty| ty.name() == format.name()).unwrap().id()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+/// The values in a format; in one that is only read, random blocks of about their size.
+fn encode(format: Format, values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; format.row_bytes(values.len())];
+    if format.can_quantize() {
+        quant::quantize(format, values, &mut bytes);
+        return bytes;
+    }
+    let rms = |values: &[f32]| (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt();
+    let mut state = 1u64;
+    bytes.fill_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    });
+    let halves: &[usize] = match format {
+        Format::Q2_K => &[80, 82],
+        Format::Q3_K => &[108],
+        Format::IQ4_NL | Format::IQ4_XS => &[0],
+        Format::MXFP4 => &[],
+        _ => unreachable!("{format:?} can be made"),
+    };
+    let mut scale = |scale: f32| {
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            for &at in halves {
+                block[at..at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+            }
+            if format == Format::MXFP4 {
+                block[0] = (127.0 + scale.log2().round()) as u8;
+            }
+        }
+        let mut wide = vec![0.0; values.len()];
+        quant::dequantize(format, &bytes, &mut wide);
+        rms(&wide)
+    };
+    let size = scale(1.0);
+    scale(rms(values) / size);
+    bytes
+}
+
+/// The model with matrix `i` in `format_of(i)`, and with the values of that in F32.
+fn in_formats(format_of: impl Fn(usize) -> Format) -> [Vec<u8>; 2] {
+    let matrices = |as_f32: bool| {
+        let mut n_seen = 0;
+        let change = |_: &str, shape: &[u64], data: &[u8]| {
+            let [_, _] = shape else { return None };
+            let format = format_of(n_seen);
+            n_seen += 1;
+            let values = floats(data);
+            let bytes = encode(format, &values);
+            if !as_f32 {
+                return Some((type_id(format), bytes));
+            }
+            let mut wide = vec![0.0; values.len()];
+            quant::dequantize(format, &bytes, &mut wide);
+            Some((type_id(Format::F32), wide.into_iter().flat_map(f32::to_le_bytes).collect()))
+        };
+        let builder: GgufBuilder = model().builder();
+        builder.change_tensors(change).build()
+    };
+    [matrices(false), matrices(true)]
+}
+
+/// A product's bits are those of its dequantized weights' product, so the logits' are too.
+fn check(what: &str, format_of: impl Fn(usize) -> Format) {
+    let [quantised, wide] = in_formats(format_of);
+    let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 256).collect();
+    for isa in Isa::available() {
+        let target = Target::Cpu(isa, KvType::F32);
+        // A prompt of 34 tokens and six single ones: panels for many tokens and for few.
+        let logits = |bytes: &[u8]| run(&mut *target.executor(bytes.to_vec()), &tokens, 34, None);
+        let (got, expected) = (logits(&quantised), logits(&wide));
+        assert!(expected.iter().all(|x| x.is_finite()), "{what}");
+        assert!(expected.iter().any(|x| x.abs() > 0.1), "{what}: logits of a model that says nothing");
+        let same = got.iter().zip(&expected).filter(|(a, b)| a.to_bits() == b.to_bits()).count();
+        assert_eq!(same, expected.len(), "{what} {isa:?}: logits with the bits of the F32 model's");
+    }
+}
+
+#[test]
+fn a_model_of_each_format_has_the_logits_of_its_values_in_f32() {
+    for &format in Format::ALL {
+        check(format.name(), |_| format);
+    }
+}
+
+#[test]
+fn a_model_of_mixed_formats_has_the_logits_of_its_values_in_f32() {
+    check("mixed", |i| Format::ALL[(i * 5 + 3) % Format::ALL.len()]);
+}
