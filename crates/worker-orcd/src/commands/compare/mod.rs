@@ -35,6 +35,8 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         "the output matrices have {n_vocab} and {n_other} rows: not the same vocabulary"
     );
 
+    // For what is done with the logits; the executors have their own.
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(args.device.threads.unwrap_or(0) as usize).build()?;
     let began = Instant::now();
     let n_windows = windows.n_windows();
     if !args.json {
@@ -45,7 +47,7 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         windows.score(i, &mut [&mut a, &mut b], |targets, [a, b]| {
             // In order, whichever thread has computed which.
             let rows = a.par_chunks_exact(n_vocab).zip(b.par_chunks_exact(n_vocab)).zip(targets);
-            pairs.par_extend(rows.map(|((a, b), &target)| Pair::of(a, b, target)));
+            threads.install(|| pairs.par_extend(rows.map(|((a, b), &target)| Pair::of(a, b, target))));
             Ok(())
         })?;
         if !args.json {
