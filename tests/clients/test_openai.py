@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import os
 import time
 import unittest
 
@@ -18,8 +19,7 @@ MESSAGES = [{"role": "user", "content": PROMPT}]
 
 def setUpModule():
     global worker, client
-    # Two answers at a time and two that wait: a full queue is four.
-    worker = Worker("--max-seqs", "2", "--queue-limit", "2")
+    worker = Worker()
     client = openai.OpenAI(base_url=worker.url + "/v1", api_key="none", max_retries=0, timeout=60)
 
 
@@ -172,22 +172,37 @@ class Errors(unittest.TestCase):
             client.models.retrieve("gpt-4o")
         self.assertEqual(complete(max_tokens=1).object, "text_completion")
 
+
+class Slow(unittest.TestCase):
+    """Against a model that writes some 40 tokens a second, so that whatever a test does to an answer finds it at work."""
+
+    def setUp(self):
+        # Two answers at a time and two that wait: a full queue is four.
+        self.worker = Worker(
+            "--model", os.environ["WORKER_SLOW_MODEL"], "--ctx-size", "4096", "--max-seqs", "2", "--queue-limit", "2")
+        self.addCleanup(self.worker.stop)
+        self.client = openai.OpenAI(base_url=self.worker.url + "/v1", api_key="none", max_retries=0, timeout=60)
+        self.addCleanup(self.client.close)
+
+    def complete(self, **settings):
+        return self.client.completions.create(model="any", prompt=PROMPT, **settings)
+
     def test_a_full_queue_is_a_rate_limit_and_leaving_makes_room(self):
-        stream = complete(n=4, stream=True, max_tokens=400, extra_body={"ignore_eos": True})
+        stream = self.complete(n=4, stream=True, max_tokens=4000, extra_body={"ignore_eos": True})
         next(iter(stream))
         with self.assertRaises(openai.RateLimitError):
-            complete()
+            self.complete()
         stream.close()
         give_up = time.monotonic() + 30
-        while any(worker.health()[jobs] for jobs in ("active_jobs", "queued_jobs")):
+        while any(self.worker.health()[jobs] for jobs in ("active_jobs", "queued_jobs")):
             self.assertLess(time.monotonic(), give_up, "the answers of a client that has left do not end")
             time.sleep(0.01)
-        self.assertTrue(complete().choices[0].text)
+        self.assertEqual(self.complete(max_tokens=2).object, "text_completion")
 
     def test_a_cancelled_stream_raises(self):
-        stream = chat(stream=True, max_tokens=400, extra_body={"ignore_eos": True})
+        stream = self.complete(stream=True, max_tokens=4000, extra_body={"ignore_eos": True})
         chunks = iter(stream)
-        self.assertTrue(worker.post("/cancel", {"job_id": next(chunks).id})["live"])
+        self.assertTrue(self.worker.post("/cancel", {"job_id": next(chunks).id})["live"])
         with self.assertRaises(openai.APIError) as raised:
             list(chunks)
         self.assertIn("cancelled", raised.exception.message)

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser as _;
 
 use crate::cargo::{self, Executables, repository_root, target_dir};
-use crate::{make_random, python};
+use crate::{make_random, python, tests_run};
 
 /// The tests. They are in Python since the client that drives the browser is; it comes from the package index, the
 /// browser does not.
@@ -54,6 +54,7 @@ fn run_tests(built: &Executables, filter: Option<&str>, screenshots: bool) -> Re
         std::fs::create_dir_all(&pictures).with_context(|| format!("making {}", pictures.display()))?;
         tests.args(["--pattern", "screenshots.py"]).env("WORKER_SCREENSHOTS", pictures);
     }
+    tests_run::alone(&mut tests);
     tests.env("PYTHONPATH", root.join(SHARED)).env("CHROME", chrome);
     tests.env("WORKER_ORCD_BIN", built.get("worker-orcd")?);
     tests.env("WORKER_HAIKU_MODEL", root.join(MODEL)).env("WORKER_SLOW_MODEL", slow_model()?);
@@ -78,7 +79,7 @@ fn find_chromium() -> Result<PathBuf> {
 }
 
 /// Writes the slow model below `target/`. It takes seconds, and nothing that was written before can be out of date.
-fn slow_model() -> Result<PathBuf> {
+pub(crate) fn slow_model() -> Result<PathBuf> {
     let folder = target_dir().join("tmp");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let file = folder.join("slow.gguf");

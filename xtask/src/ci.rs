@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::cargo::{cargo, cargo_program, repository_root, shown, succeed};
 use crate::{browser, clients, cuda, e2e_haiku, layering, soak, tests_run};
 
-/// Crates that others may take up alone; each must build and be tested without the rest of the workspace.
+/// Crates that others may take up alone; each must build, with its tests, without the features that others ask for.
 const LIBRARIES: [&str; 9] = [
     "gguf-parser",
     "quant",

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cargo::{self, Executables, repository_root};
-use crate::{promtool, python};
+use crate::{browser, promtool, python, tests_run};
 
 /// The tests, in Python since that is what the clients are written in.
 const SCRIPTS: &str = "tests/clients";
@@ -28,6 +28,8 @@ pub(crate) fn run_built(built: &Executables, filter: Option<&str>) -> Result<()>
     if let Some(filter) = filter {
         tests.args(["-k", filter]);
     }
+    tests_run::alone(&mut tests);
+    tests.env("WORKER_SLOW_MODEL", browser::slow_model()?);
     tests.env("WORKER_ORCD_BIN", built.get("worker-orcd")?);
     match promtool::find() {
         Ok(promtool) => drop(tests.env("PROMTOOL", promtool)),

@@ -15,14 +15,26 @@ use crate::cargo::{shown, succeed, target_dir};
 pub(crate) fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
     let venv = target_dir().join(name);
     let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    if !python.exists() {
-        eprintln!("Making a Python environment in {}", venv.display());
-        let mut make = Command::new("python3");
-        succeed(make.args(["-m", "venv"]).arg(&venv)).context("python3 with its module venv is needed for this")?;
-    }
+    make(&venv, &python)?;
     let mut pip = Command::new(&python);
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]).arg(requirements);
     eprintln!("$ {}", shown(&pip));
     succeed(&mut pip)?;
     Ok(python)
+}
+
+/// Makes an environment where there is none that works.
+///
+/// # Errors
+/// `python3` or its module `venv` is missing.
+pub(crate) fn make(venv: &Path, python: &Path) -> Result<()> {
+    // One whose making was broken off has a Python without pip.
+    let pip = Command::new(python).args(["-m", "pip", "--version"]).output();
+    if pip.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    eprintln!("Making a Python environment in {}", venv.display());
+    let mut make = Command::new("python3");
+    succeed(make.args(["-m", "venv", "--clear"]).arg(venv))
+        .context("python3 with its module venv is needed for this (Debian, Ubuntu: apt-get install python3-venv)")
 }

@@ -44,6 +44,7 @@ pub(crate) fn build() -> Result<Executables> {
 pub(crate) fn run_built(built: &Executables, filter: Option<&str>) -> Result<()> {
     let mut command = cargo::cargo(["test", "--workspace", "--no-fail-fast"]);
     command.args(filter);
+    alone(&mut command);
     // The same binary that was just built, rather than one that the haiku test builds by itself.
     command.env("WORKER_ORCD_BIN", built.get("worker-orcd")?);
     let (totals, succeeded) = watch(&mut command)?;
@@ -56,6 +57,29 @@ pub(crate) fn run_built(built: &Executables, filter: Option<&str>) -> Result<()>
     }
     Ok(())
 }
+
+/// Keeps from tests what their user's environment says to the worker and to HTTP clients, and has property tests try the same
+/// cases each time: what fails here fails again. `PROPTEST_RNG_SEED` tries others.
+pub(crate) fn alone(tests: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let is_settings =
+            name.to_str().is_some_and(|name| name.starts_with("WORKER_ORCD_") && name != "WORKER_ORCD_BIN");
+        if is_settings {
+            tests.env_remove(name);
+        }
+    }
+    // A proxy is not asked for a worker of this machine.
+    for name in ["NO_PROXY", "no_proxy"] {
+        let given = std::env::var(name).map(|names| names + ",").unwrap_or_default();
+        tests.env(name, given + "127.0.0.1,localhost");
+    }
+    if std::env::var_os(SEED).is_none() {
+        tests.env(SEED, "1");
+    }
+}
+
+/// The variable that proptest takes its first seed from.
+const SEED: &str = "PROPTEST_RNG_SEED";
 
 /// What the test runner's closing lines add up to.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

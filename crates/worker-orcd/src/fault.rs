@@ -6,7 +6,7 @@
 //! GPU's context before that step, which then fails by itself.
 
 #[cfg(any(debug_assertions, feature = "fault-injection"))]
-pub(crate) use injected::injected;
+pub(crate) use injected::{injected, is_asked_for};
 
 /// The executor as it is.
 #[cfg(not(any(debug_assertions, feature = "fault-injection")))]
@@ -17,11 +17,22 @@ pub(crate) fn injected(
     executor
 }
 
+/// Whether the environment asks for a fault.
+#[cfg(not(any(debug_assertions, feature = "fault-injection")))]
+pub(crate) fn is_asked_for() -> bool {
+    false
+}
+
 #[cfg(any(debug_assertions, feature = "fault-injection"))]
 mod injected {
     use transformer::{Batch, Executor, ExecutorError, ExecutorInfo, MemoryUse, StepOutput};
 
     use crate::device::Device;
+
+    /// Whether the environment asks for a fault.
+    pub(crate) fn is_asked_for() -> bool {
+        std::env::var_os("WORKER_TEST_FAULT").is_some()
+    }
 
     /// The executor, or one that fails where the environment says so.
     pub(crate) fn injected(executor: Box<dyn Executor>, device: &Device) -> Box<dyn Executor> {

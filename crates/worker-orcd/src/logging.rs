@@ -47,7 +47,12 @@ pub(crate) fn init_with(args: &LogArgs, default: Quiet, also: Option<&str>) -> a
 /// A panic is a line of the log like any other: of its request, and in JSON where the log is. The backtrace follows where
 /// `RUST_BACKTRACE` asks for one.
 fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // Where the log is too quiet for it, it is told as without one.
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            return before(panic);
+        }
         let payload = panic.payload();
         let message =
             payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(|s| s.as_str()));

@@ -21,7 +21,7 @@ struct Args {
     #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
     device: String,
     /// How long the load lasts, after a first round of half of that
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 80)]
     seconds: u64,
     /// Clients at a time
     #[arg(long, default_value_t = 64)]

@@ -15,8 +15,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(250);
 /// Looks in a row that must agree.
 const N_STILL: usize = 6;
-/// By how much resident memory may differ from what it was after the first round.
-const MAX_MEMORY_CHANGE_PERCENT: u64 = 5;
+/// By how much resident memory may have grown since the first round. The system may take pages of files away at any time.
+const MAX_MEMORY_GROWTH_PERCENT: u64 = 5;
 /// What must be 0 while nothing is asked.
 const GAUGES: [&str; 3] = ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"];
 
@@ -95,8 +95,8 @@ pub(super) fn compare(before: &Held, after: &Held) -> Vec<Check> {
             shown(after.anonymous_kib),
             shown(before.anonymous_kib)
         );
-        let claim = "resident memory is within 5 % of what it was after the first round";
-        checks.push(Check::new(claim, kib.abs_diff(was) * 100 <= was * MAX_MEMORY_CHANGE_PERCENT, found));
+        let claim = "resident memory has grown by at most 5 % since the first round";
+        checks.push(Check::new(claim, kib * 100 <= was * (100 + MAX_MEMORY_GROWTH_PERCENT), found));
     }
     checks
 }
@@ -131,6 +131,6 @@ mod tests {
         let verdicts = |after| compare(&held(0, 20, 1000), &after).iter().map(|check| check.passed).collect::<Vec<_>>();
         assert_eq!(verdicts(held(0, 20, 1050)), [true, true, true, true]);
         assert_eq!(verdicts(held(1, 21, 1051)), [false, true, false, false]);
-        assert_eq!(verdicts(held(0, 19, 949)), [true, true, false, false]);
+        assert_eq!(verdicts(held(0, 19, 949)), [true, true, false, true]);
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{target_dirs, toolkit};
 use crate::cargo::{succeed, target_dir};
+use crate::python;
 
 /// The compiler, the runtime, and the headers of `cuda_fp16.h`. Taken apart from the whole toolkit, which is 3 GB; and
 /// by its name and extras, because the parts' own versions drift: the compiler alone pulls in a newer code generator,
@@ -67,23 +68,11 @@ fn missing() -> Result<Vec<&'static str>> {
 fn fetch(packages: &[&str]) -> Result<()> {
     let environment = toolkit::environment(&target_dir());
     let python = environment.join("bin/python");
-    if !works(&python) {
-        println!("making a Python environment in {}", environment.display());
-        let mut make = Command::new("python3");
-        succeed(make.args(["-m", "venv", "--clear"]).arg(&environment)).context(
-            "python3 with its venv module is needed to fetch the CUDA compiler (Debian, Ubuntu: apt-get install python3-venv)",
-        )?;
-    }
+    python::make(&environment, &python).context("fetching the CUDA compiler")?;
     println!("fetching {} (105 MB for the compiler)", packages.join(", "));
     let mut pip = Command::new(&python);
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages);
     succeed(&mut pip)
-}
-
-/// An environment whose making was broken off has a Python without pip.
-fn works(python: &Path) -> bool {
-    let output = Command::new(python).args(["-m", "pip", "--version"]).output();
-    output.is_ok_and(|output| output.status.success())
 }
 
 /// Gives the wheels' folder the links that an installed toolkit has. Nothing changes the second time.

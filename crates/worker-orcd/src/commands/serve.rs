@@ -131,7 +131,7 @@ async fn work(
         failure = failure_of(&engine) => {
             tracing::error!("the worker has failed and ends: {failure}");
             heartbeat.iter().for_each(Heartbeat::look);
-            tokio::time::sleep(FAILED_NOTICE).await;
+            tokio::time::sleep(failed_notice()).await;
             Err(anyhow::anyhow!("the engine has failed: {failure}"))
         }
         Err(e) = call_back(args, orchestrator, ready, bound, state, &mut heartbeat) => Err(e),
@@ -152,6 +152,12 @@ const FAILURE_POLL: Duration = Duration::from_millis(50);
 /// How long a worker whose engine has failed still answers: `/health` says `failed` to whoever asks, and clients read why
 /// their jobs ended.
 const FAILED_NOTICE: Duration = Duration::from_secs(1);
+/// The same where a test has asked for the failure: it may hang for a moment before it looks.
+const FAILED_NOTICE_OF_TESTS: Duration = Duration::from_secs(5);
+
+fn failed_notice() -> Duration {
+    if fault::is_asked_for() { FAILED_NOTICE_OF_TESTS } else { FAILED_NOTICE }
+}
 
 /// Returns once the engine has failed, with the reason. A device that is lost is lost for the whole process, so the
 /// process ends, and whoever started it can start another.

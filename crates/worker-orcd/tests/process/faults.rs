@@ -1,7 +1,6 @@
 //! What becomes of a worker whose device fails: the CPU, on demand; or with `WORKER_TEST_DEVICE=cuda` the GPU, in earnest too.
 
 use std::io::{BufReader, Read};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -43,7 +42,6 @@ fn a_poisoned_cuda_context_is_reported_by_name_and_ends_the_process() {
 /// The job's client, whoever asks for the health, and whoever started the process are told `message`.
 fn ends_after_telling_everyone(fault: &str, message: &str) {
     let worker = worker(fault);
-    let began = Instant::now();
     let mut stream = String::new();
     BufReader::new(worker.send("POST", "/execute", JOB)).read_to_string(&mut stream).unwrap();
     let last = last_event(&stream);
@@ -64,7 +62,6 @@ fn ends_after_telling_everyone(fault: &str, message: &str) {
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains(&format!("error: the engine has failed: {reason}")), "{log}");
     assert!(!log.contains("panicked"), "{log}");
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -72,9 +69,7 @@ fn an_idle_client_does_not_hold_up_the_end_of_a_failed_worker() {
     let worker = worker("device-lost:0");
     // Neither reads what it is sent nor goes away.
     let stream = worker.send("POST", "/execute", JOB);
-    let began = Instant::now();
     assert_eq!(worker.end().0.code(), Some(1));
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     drop(stream);
 }
 

@@ -1,6 +1,7 @@
 //! Tools: what a request offers the model, and how its calls are told.
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use structured::{Call, CallForm, CallParser, Piece, Shape, Tool};
 use uuid::Uuid;
@@ -47,7 +48,8 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Option<Offered> {
         }
     }
     let is_parallel = fields.boolean("parallel_tool_calls").unwrap_or(true);
-    let is_empty = fields.raw("tools").is_none_or(|raw| raw.get().trim_matches(['[', ']']).trim().is_empty());
+    let inside = |raw: &'_ RawValue| Some(raw.get().strip_prefix('[')?.strip_suffix(']')?.trim().is_empty());
+    let is_empty = fields.raw("tools").is_none_or(|raw| inside(raw) == Some(true));
     let read = if is_empty { None } else { fields.objects("tools", 1..=MAX_TOOLS, &["type", "function"], read_tool) };
     let (list, tools): (Vec<Value>, Vec<Tool>) = read.unwrap_or_default().into_iter().unzip();
     let repeated = (1..tools.len()).find(|&at| tools[..at].iter().any(|tool| tool.name == tools[at].name));

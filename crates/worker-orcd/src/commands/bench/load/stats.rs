@@ -172,7 +172,9 @@ impl Latency {
             let (least, most) = (self.0.min(), self.0.max());
             // The upper end belongs to the next range.
             if !self.0.is_empty() && high > least && low <= most {
-                rows.push((low, high, self.0.count_between(low, high - 1)));
+                // Each kept value stands for a few neighbours, and counts where it lies itself: in one range.
+                let within = self.0.iter_recorded().filter(|kept| (low..high).contains(&kept.value_iterated_to()));
+                rows.push((low, high, within.map(|kept| kept.count_at_value()).sum::<u64>()));
             }
             low = high;
         }
@@ -291,5 +293,17 @@ mod tests {
         // 2 ms is the beginning of a range, not the end of one.
         [1, 1, 2, 2, 2, 2, 9, 60].iter().for_each(|n| stats.add(&answered(&[*n], *n)));
         insta::assert_snapshot!(stats.first.bars());
+    }
+
+    #[test]
+    fn a_time_next_to_the_end_of_a_range_is_in_one_of_them() {
+        let mut latency = Latency::new();
+        [40_000, 49_990, 50_000, 50_010, 100_020]
+            .map(Duration::from_micros)
+            .into_iter()
+            .for_each(|time| latency.record(time));
+        let counts =
+            latency.bars().lines().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>();
+        assert_eq!(counts, 5, "{}", latency.bars());
     }
 }
