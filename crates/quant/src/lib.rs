@@ -1,6 +1,6 @@
 //! Block formats of GGUF tensors: layout, dequantization, and products with activations, scalar and SIMD.
 //!
-//! Three nouns. A [`Format`] says how a row of weights lies in bytes: `F32`, `F16`, `BF16`, `Q8_0`. An [`Isa`] is an
+//! Three nouns. A [`Format`] says how a row of weights lies in bytes: `F16`, `Q8_0`, `Q4_K`. An [`Isa`] is an
 //! instruction set that this processor has, asked at run time, so that a default build uses AVX-512 where there is
 //! AVX-512. A product, [`matmul()`], multiplies rows of weights, as they lie in the file, with `f32` activations, on the
 //! calling thread.
@@ -14,15 +14,25 @@
 //!
 //! What may differ is how fast. With few tokens (`direct`), rows are read once as long streams: a matrix-vector product of
 //! F16 weights takes as long as reading them. With many (`panel`), a panel of rows is widened to `f32` once and serves all
-//! tokens from the cache.
+//! tokens from the cache. Formats with scales, minima and high bits apart (all but `F32`, `F16`, `BF16` and `Q8_0`) are
+//! always unpacked to a panel, one in the first-level cache where there are few tokens: with those, unpacking takes longer
+//! than reading.
 //!
 //! # Adding a format
-//! One file in `formats/`, with the block's layout and how one vector of it is loaded, and one line in `formats/mod.rs`.
-//! Every kernel is generic over that load and over [`simd::Simd`].
+//! One file in `formats/` with the block's layout, and one line in `formats/mod.rs`. The file says either how one vector is
+//! loaded (`BlockFormat`: every kernel is generic over that load and over [`simd::Simd`]), or how a block is unpacked
+//! (`Packed`: one function more per instruction set, and the kernels are those of `F32`). Offsets of its scales go into
+//! `golden/make_blocks.py` and `tests/blocks`, and the tests then hold it to the values of another implementation, to its
+//! dot product's bits on every path, and to the bytes that it may read.
+//!
+//! A quantizer is optional: [`Format::can_quantize`] says whether there is one. It rounds as ggml's reference does, or
+//! loses less, without a matrix of importance, and gives the same bytes on every machine.
 //!
 //! # Limits
 //! Activations and sums are `f32`; a row's sum of `n` products is off by at most about `n / lanes` roundings of its
-//! magnitude. Rows hold whole blocks. Quantizing rounds as ggml does; other block formats are not here yet.
+//! magnitude. Rows hold whole blocks. Only read, not made: `Q2_K`, `Q3_K`, `IQ4_NL`, `IQ4_XS`, `MXFP4`. Formats of ggml's
+//! other codebooks (`IQ1_S` to `IQ3_S`), ternary ones and `NVFP4` are not here. Values beyond half precision make a block's
+//! scale infinite.
 //!
 //! # Example
 //! ```

@@ -246,7 +246,9 @@ pub fn dequantize(format: Format, bytes: &[u8], out: &mut [f32]) {
     format.visit(Dequantize(bytes, out));
 }
 
-/// Turns `f32` into blocks, each value rounded to the nearest that the block can hold.
+/// Turns `f32` into blocks: scales are chosen for a small error, and each value is rounded to the nearest that they allow.
+///
+/// The bytes depend on the values alone, not on the processor.
 ///
 /// # Panics
 /// When `bytes` is not exactly the blocks of `from`, or the format is only read ([`Format::can_quantize`]).
