@@ -5,7 +5,7 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 
 use crate::tensor::data_bytes;
-use crate::{DEFAULT_ALIGNMENT, Gguf, ParseError, Shape, TensorType, ValueType};
+use crate::{Array, DEFAULT_ALIGNMENT, Gguf, ParseError, Shape, TensorType, Value, ValueType};
 
 macro_rules! owned_values {
     ($($variant:ident($ty:ty);)*) => {
@@ -58,6 +58,31 @@ macro_rules! owned_values {
                             array.write(out);
                         }
                     }
+                }
+            }
+        }
+
+        /// What was read, to be written again.
+        impl From<&Value<'_>> for OwnedValue {
+            fn from(value: &Value<'_>) -> Self {
+                match *value {
+                    $(Value::$variant(value) => OwnedValue::$variant(value.into()),)*
+                    Value::Array(array) => OwnedValue::Array((&array).into()),
+                }
+            }
+        }
+
+        /// What was read, to be written again.
+        impl From<&Array<'_>> for OwnedArray {
+            fn from(array: &Array<'_>) -> Self {
+                match array.elem_type() {
+                    // The parser gives an array elements of its own type and no others.
+                    $(ValueType::$variant => OwnedArray::$variant(
+                        array.values().filter_map(|v| if let Value::$variant(v) = v { Some(v.into()) } else { None }).collect(),
+                    ),)*
+                    ValueType::Array => OwnedArray::Array(
+                        array.values().filter_map(|v| if let Value::Array(v) = v { Some((&v).into()) } else { None }).collect(),
+                    ),
                 }
             }
         }

@@ -2,7 +2,7 @@
 //! writes is what the parser reads.
 
 use gguf_parser::writer::{GgufWriter, OwnedArray, OwnedValue};
-use gguf_parser::{Gguf, MAX_ALIGNMENT, ParseError, TensorType, Value, ValueType};
+use gguf_parser::{Gguf, MAX_ALIGNMENT, ParseError, TensorType, Value};
 use proptest::prelude::*;
 use test_support::gguf::{GgufBuilder, array};
 
@@ -171,41 +171,6 @@ fn tensor_strategy() -> impl Strategy<Value = (TensorType, Vec<u64>)> {
     })
 }
 
-/// What was read, as what was written.
-fn owned(value: &Value<'_>) -> OwnedValue {
-    match *value {
-        Value::U8(n) => n.into(),
-        Value::I8(n) => n.into(),
-        Value::U16(n) => n.into(),
-        Value::I16(n) => n.into(),
-        Value::U32(n) => n.into(),
-        Value::I32(n) => n.into(),
-        Value::F32(x) => x.into(),
-        Value::Bool(b) => b.into(),
-        Value::String(text) => text.into(),
-        Value::Array(array) => OwnedValue::Array(owned_array(array)),
-        Value::U64(n) => n.into(),
-        Value::I64(n) => n.into(),
-        Value::F64(x) => x.into(),
-    }
-}
-
-fn owned_array(array: gguf_parser::Array<'_>) -> OwnedArray {
-    macro_rules! collect {
-        ($($variant:ident),*) => {
-            match array.elem_type() {
-                $(ValueType::$variant => OwnedArray::$variant(
-                    array.values().map(|v| if let Value::$variant(x) = v { x.into() } else { panic!("{v}") }).collect(),
-                ),)*
-                ValueType::Array => OwnedArray::Array(
-                    array.values().map(|v| if let Value::Array(a) = v { owned_array(a) } else { panic!("{v}") }).collect(),
-                ),
-            }
-        };
-    }
-    collect!(U8, I8, U16, I16, U32, I32, F32, Bool, String, U64, I64, F64)
-}
-
 proptest! {
     #[test]
     fn any_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
@@ -265,7 +230,7 @@ proptest! {
         prop_assert_eq!(gguf.version, version);
         prop_assert_eq!(gguf.alignment, alignment.map_or(32, u64::from));
         for (key, value) in &entries {
-            let read = owned(gguf.metadata.get(key).unwrap());
+            let read = OwnedValue::from(gguf.metadata.get(key).unwrap());
             prop_assert_eq!(format!("{read:?}"), format!("{value:?}")); // as text, because NaN is not NaN
         }
         prop_assert_eq!(gguf.tensors.len(), tensors.len());

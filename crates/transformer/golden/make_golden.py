@@ -7,8 +7,8 @@ For each case NAME, DIR gets
   NAME.gguf   the model (not for haiku, which is in models/haiku)
   NAME.json   token ids, positions, and an index of NAME.f32
   NAME.f32    every step's values at the positions above, and the logits of every token: raw little-endian float32
-With --haiku, two files are written beside the model: `golden_logprobs.json`, greedy log-probabilities for the end-to-end run, and
-`golden_minutes.json`, greedy answers to the prompts of all sixty minutes.
+With --haiku, three files are written beside the model: `golden_logprobs.json`, greedy log-probabilities for the end-to-end run,
+`golden_minutes.json`, greedy answers to the prompts of all sixty minutes, and `golden_perplexity.json`, how likely it holds a text.
 
 Everything follows from the seeds below: the same script, with the pinned requirements, writes the same models byte for
 byte and the same values to the last digit that float32 keeps, give or take the order of additions in torch.
@@ -20,8 +20,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import gguf
+import numpy as np
+import torch
 from gguf import GGMLQuantizationType as QT
 from gguf import GGUFWriter
 from tokenizers import Tokenizer
@@ -33,6 +34,7 @@ from reference import Reference, permute
 GOLDEN_JSON_MAX_ERROR = 5e-5
 
 N_PROMPT, N_GREEDY = 72, 24  # 96 tokens: six KV blocks of 16, and chunks of 1, 7 and 64 cut them anywhere
+PERPLEXITY_WINDOWS = [64, 129]  # one of them odd, and longer than a step of the worker's
 PROBES = [21, N_PROMPT + N_GREEDY - 1]  # both above 0, the second read through six blocks
 
 
@@ -245,6 +247,7 @@ def make_haiku(model, out):
         logprobs.append({"prompt": g["prompt"], "ids": g["ids"], "steps": steps})
     (model.parent / "golden_logprobs.json").write_text("[\n" + ",\n".join(json.dumps(p) for p in logprobs) + "\n]\n")
     make_minutes(ref, model)
+    make_perplexity(ref, model)
     probes = [len(golden[1]["ids"]) - 1, len(runs[1][0]) - 1]
     order = [runs[1], runs[0], runs[3]]  # the chat prompt with all its steps; logits of a raw one and of the shortest
     write_golden(out, "haiku", "the haiku model: a chat prompt step by step, and logits along three greedy answers",
@@ -281,10 +284,43 @@ def make_minutes(ref, model):
     print(f"golden_minutes.json: {len(lines)} prompts")
 
 
+def make_perplexity(ref, model):
+    """Greedy haiku one after the other, and their perplexity in windows: the second half of each, but for its first token. It is
+    large: the model has learnt to end after one. And how far the same model with matrices in Q8_0 is from it."""
+    tokenizer = Tokenizer.from_file(str(model.parent / "tokenizer.json"))
+    minutes = json.loads((model.parent / "golden_minutes.json").read_text())
+    text = "\n".join(tokenizer.decode(m["greedy"], skip_special_tokens=True).strip() for m in minutes[::2])
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    coarse = Reference(model)
+    for p in coarse.model.parameters():
+        if p.ndim == 2:
+            q8_0 = gguf.quants.quantize(p.numpy().astype(np.float32), QT.Q8_0)
+            p.data = torch.tensor(gguf.quants.dequantize(q8_0, QT.Q8_0)).double()
+    windows = []
+    for n_ctx in PERPLEXITY_WINDOWS:
+        chunks = [ids[start:start + n_ctx] for start in range(0, len(ids) - n_ctx + 1, n_ctx)]
+        targets = np.concatenate([chunk[n_ctx // 2 + 1:] for chunk in chunks])[:, None]
+        fine, other = (np.concatenate([r.logits(chunk)[n_ctx // 2:-1] for chunk in chunks]) for r in (ref, coarse))
+        a, b = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (fine, other))
+        at = lambda x: np.take_along_axis(x, targets, axis=-1)[:, 0]
+        divergence, difference = (np.exp(a) * (a - b)).sum(-1), np.exp(at(b)) - np.exp(at(a))
+        mean, error = float(-at(a).mean()), float(at(a).std(ddof=1) / np.sqrt(len(targets)))
+        windows.append({
+            "n_ctx": n_ctx, "n_scored": len(targets), "perplexity": float(np.exp(mean)), "error": float(np.exp(mean) * error),
+            "q8_0": {"perplexity": float(np.exp(-at(b).mean())), "mean": float(divergence.mean()),
+                     "error": float(divergence.std(ddof=1) / np.sqrt(len(targets))), "median": float(np.median(divergence)),
+                     "99": float(np.quantile(divergence, 0.99)), "max": float(divergence.max()),
+                     "difference": float(difference.mean()), "rms": float(np.sqrt((difference**2).mean())),
+                     "same_top": float((a.argmax(-1) == b.argmax(-1)).mean())}})
+    doc = {"text": text, "n_tokens": len(ids), "windows": windows}
+    (model.parent / "golden_perplexity.json").write_text(json.dumps(doc, indent=1) + "\n")
+    print(f"golden_perplexity.json: {len(ids)} tokens, perplexity {[w['perplexity'] for w in windows]}")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", type=Path, required=True, help="folder for the golden files")
-    ap.add_argument("--haiku", type=Path, help="the haiku model; its golden_logprobs.json and golden_minutes.json are written beside it")
+    ap.add_argument("--haiku", type=Path, help="the haiku model; its golden_logprobs.json, golden_minutes.json and golden_perplexity.json are written beside it")
     ap.add_argument("--only", help="only the case of this name")
     args = ap.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

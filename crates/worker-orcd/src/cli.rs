@@ -34,6 +34,8 @@ const MAX_REQUESTS: i64 = 1_000_000;
 const MAX_RATE: f64 = 1e5;
 /// The most tokens `generate` may be asked for; the context caps it anyway.
 const MAX_TOKENS: u64 = MAX_CTX;
+/// The shortest window of `perplexity`: two tokens of context, and one to be scored after another.
+const MIN_WINDOW: i64 = 4;
 
 /// An inference worker: a GGUF file in, a stream of tokens out.
 ///
@@ -65,6 +67,12 @@ pub(crate) enum Command {
     Detokenize(DetokenizeArgs),
     /// Measure prompt and decode speed, or with --url how a running server answers many clients.
     Bench(Box<BenchArgs>),
+    /// Write a model's weights in another format: fewer bits, or more.
+    Quantize(Box<QuantizeArgs>),
+    /// Measure how well a model predicts a text.
+    Perplexity(Box<PerplexityArgs>),
+    /// Measure how far one model's predictions of a text are from another's: what a quantisation costs.
+    Compare(Box<CompareArgs>),
     /// Write a script that completes this command line in a shell.
     Completions(CompletionsArgs),
     /// Write a manual page, for man: worker-orcd man | man -l -.
@@ -484,6 +492,99 @@ pub(crate) struct BenchArgs {
     pub(crate) log: LogArgs,
 }
 
+/// `quantize`.
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// The .gguf file to read.
+    #[arg(value_name = "IN")]
+    pub(crate) input: PathBuf,
+
+    /// The .gguf file to write; it appears when it is complete.
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+
+    /// What the matrices are to be written as. Those that end in _S and _M are mixtures, in which some matrices get more
+    /// bits; Q4_K and Q5_K are short for Q4_K_M and Q5_K_M.
+    #[arg(value_name = "TYPE", value_enum, ignore_case = true)]
+    pub(crate) to: WeightsChoice,
+
+    /// Threads that compute [default: the cores this process may use].
+    #[arg(long, short, value_name = "N", env = "WORKER_ORCD_THREADS", hide_env_values = true)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_THREADS as i64))]
+    pub(crate) threads: Option<u32>,
+
+    /// Replace OUT where it exists.
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// Read matrices that are quantized already, too: what they lost stays lost, and they lose again.
+    #[arg(long)]
+    pub(crate) allow_requantize: bool,
+
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// `perplexity`.
+#[derive(Debug, Args)]
+pub(crate) struct PerplexityArgs {
+    /// Write one JSON object at the end instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// `compare`.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The reference: the .gguf file that the other was made from.
+    #[arg(value_name = "A")]
+    pub(crate) reference: PathBuf,
+
+    /// The .gguf file to be measured.
+    #[arg(value_name = "B")]
+    pub(crate) other: PathBuf,
+
+    /// Write one JSON object at the end instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// The text whose tokens are predicted.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Text")]
+pub(crate) struct TextArgs {
+    /// The text to predict, in UTF-8; a newline at its end does not count. It needs two windows of tokens.
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) file: PathBuf,
+
+    /// Tokens in a window: the second half of each is predicted, the first is what comes before it.
+    #[arg(long, short, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(value_parser = clap::value_parser!(u32).range(MIN_WINDOW..=MAX_CTX as i64))]
+    pub(crate) ctx_size: u32,
+
+    /// How keys and values are stored.
+    #[arg(long, value_enum, value_name = "TYPE", env = "WORKER_ORCD_KV_TYPE", hide_env_values = true, default_value_t = KvTypeChoice::F16)]
+    pub(crate) kv_type: KvTypeChoice,
+}
+
 /// `completions`.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
@@ -522,6 +623,28 @@ impl From<KvTypeChoice> for transformer::KvType {
             KvTypeChoice::F32 => Self::F32,
         }
     }
+}
+
+/// The TYPE of `quantize`, in llama.cpp's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "verbatim")]
+#[allow(non_camel_case_types, reason = "the spelling of GGUF")]
+pub(crate) enum WeightsChoice {
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q4_K_S,
+    #[value(alias = "Q4_K")]
+    Q4_K_M,
+    Q5_K_S,
+    #[value(alias = "Q5_K")]
+    Q5_K_M,
+    Q6_K,
 }
 
 /// `--log-format`.
@@ -659,6 +782,11 @@ mod tests {
             &["bench", "--url", "http://h", "--request-rate", "0"],
             &["bench", "--url", "http://h", "--request-rate", "1", "--concurrency", "2"],
             &["bench", "--url", "http://h", "--suite"],
+            &["quantize", "a", "b"],
+            &["quantize", "a", "b", "Q9"],
+            &["perplexity"],
+            &["perplexity", "--file", "t", "--ctx-size", "3"],
+            &["compare", "a", "--file", "t"],
             &["--no-such-flag"],
             &["no-such-command"],
         ] {

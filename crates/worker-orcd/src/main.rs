@@ -3,7 +3,8 @@
 //! `cli` is the table of everything that can be written on the command line, `config` reads it from a file; `commands` has
 //! one file per subcommand.
 //! `start` turns a file into a warm executor for all of them; `callback` tells an orchestrator, and
-//! `heartbeat` keeps telling it. `access` says who may ask.
+//! `heartbeat` keeps telling it. `access` says who may ask. `scoring` asks a
+//! model for the probability of every token of a text.
 
 mod access;
 mod answer;
@@ -24,6 +25,7 @@ mod logging;
 mod memory;
 mod output;
 mod progress;
+mod scoring;
 mod signals;
 mod source;
 mod start;
@@ -64,6 +66,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Tokenize(args)) => commands::tokenize::tokenize(&args).map(done),
         Some(Command::Detokenize(args)) => commands::tokenize::detokenize(&args).map(done),
         Some(Command::Bench(args)) => commands::bench::run(&args).map(done),
+        Some(Command::Quantize(args)) => commands::quantize::run(&args),
+        Some(Command::Perplexity(args)) => commands::perplexity::run(&args).map(done),
+        Some(Command::Compare(args)) => commands::compare::run(&args).map(done),
         Some(Command::Completions(args)) => commands::table::completions(args.shell).map(done),
         Some(Command::Man(args)) => commands::table::man(&args).map(done),
     }

@@ -1,4 +1,4 @@
-//! How far loading has come: a bar on a terminal, log lines with a percentage elsewhere.
+//! How far loading, or other work on all of a model's weights, has come: a bar on a terminal, log lines with a percentage elsewhere.
 
 use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
@@ -26,8 +26,32 @@ pub(crate) fn aside<R>(write: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Shows the loading of weights.
-pub(crate) enum Loading {
+/// What is done with the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// They are brought to where they will be used; then the model is run once.
+    Load,
+    /// They are written in another format; then the disk has to take them.
+    Quantize,
+}
+
+impl Work {
+    /// What is going on, what has been done with all bytes in the end, and what is going on then.
+    fn words(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Load => ("loading weights", "loaded", "warming up"),
+            Self::Quantize => ("quantizing", "read", "syncing"),
+        }
+    }
+}
+
+/// Shows the loading of weights, or other work on them.
+pub(crate) struct Loading {
+    work: Work,
+    shown: Shown,
+}
+
+enum Shown {
     /// A bar.
     Bar(ProgressBar),
     /// Log lines; when the last one was written and what it said.
@@ -37,34 +61,40 @@ pub(crate) enum Loading {
 impl Loading {
     /// A bar where standard error is a terminal and logs are for people, else lines.
     pub(crate) fn start(format: LogFormat) -> Self {
+        Self::of(Work::Load, format)
+    }
+
+    /// As [`start`](Self::start), of any work.
+    pub(crate) fn of(work: Work, format: LogFormat) -> Self {
         if format == LogFormat::Json || !io::stderr().is_terminal() {
-            return Self::Lines(None);
+            return Self { work, shown: Shown::Lines(None) };
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         bar.set_style(style(
             "{msg:>15} [{bar:40}] {percent:>3} %  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta}",
         ));
-        bar.set_message("loading weights");
+        bar.set_message(work.words().0);
         bar.enable_steady_tick(Duration::from_millis(100));
         *ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
-        Self::Bar(bar)
+        Self { work, shown: Shown::Bar(bar) }
     }
 
-    /// `done` of `total` bytes are loaded.
+    /// `done` of `total` bytes are done.
     pub(crate) fn set(&mut self, done: u64, total: u64) {
-        match self {
-            Self::Bar(bar) => {
+        let (doing, finished, then) = self.work.words();
+        match &mut self.shown {
+            Shown::Bar(bar) => {
                 bar.set_length(total);
                 bar.set_position(done);
                 if done == total {
-                    bar.set_style(style("{msg:>15} [{bar:40}] {decimal_total_bytes} loaded"));
-                    bar.set_message("warming up");
+                    bar.set_style(style(&format!("{{msg:>15}} [{{bar:40}}] {{decimal_total_bytes}} {finished}")));
+                    bar.set_message(then);
                 }
             }
-            Self::Lines(last) => {
+            Shown::Lines(last) => {
                 let percent = percent(done, total);
                 if is_due(last.map(|(at, said)| (at.elapsed(), said)), percent) {
-                    tracing::info!("loading weights: {percent} % of {}", memory::shown(total));
+                    tracing::info!("{doing}: {percent} % of {}", memory::shown(total));
                     *last = Some((Instant::now(), percent));
                 }
             }
@@ -75,14 +105,14 @@ impl Loading {
 impl Drop for Loading {
     /// Takes the bar off the screen; what was loaded, and how fast, is logged by whoever loaded it.
     fn drop(&mut self) {
-        if let Self::Bar(bar) = self {
+        if let Shown::Bar(bar) = &self.shown {
             *ON_SCREEN.lock().unwrap_or_else(PoisonError::into_inner) = None;
             bar.finish_and_clear();
         }
     }
 }
 
-/// `template` is one of the constants above.
+/// `template` is one of those above.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is well formed").progress_chars("=> ")
 }

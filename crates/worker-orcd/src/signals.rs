@@ -12,6 +12,14 @@ pub(crate) const INTERRUPTED: u8 = 130;
 /// # Errors
 /// When the handlers cannot be installed. Needs a tokio runtime.
 pub(crate) fn watch() -> io::Result<CancellationToken> {
+    watch_and(|| ())
+}
+
+/// As [`watch`]; before the second signal ends the process, `clean_up` is called.
+///
+/// # Errors
+/// As [`watch`].
+pub(crate) fn watch_and(clean_up: impl FnOnce() + Send + 'static) -> io::Result<CancellationToken> {
     let mut signals = Signals::new()?;
     let asked = CancellationToken::new();
     let stop = asked.clone();
@@ -19,6 +27,7 @@ pub(crate) fn watch() -> io::Result<CancellationToken> {
         signals.next().await;
         asked.cancel();
         signals.next().await;
+        clean_up();
         std::process::exit(INTERRUPTED.into());
     });
     Ok(stop)

@@ -1,5 +1,7 @@
 //! Where the model comes from: the file that was named, or the one that is built in.
 
+use anyhow::Context as _;
+use tokenizer::Tokenizer;
 use weight_loader::ModelFile;
 
 use crate::cli::ModelArgs;
@@ -13,6 +15,14 @@ pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<ModelFile> {
         Some(path) => Ok(ModelFile::open(path)?),
         None => built_in(),
     }
+}
+
+/// The vocabulary of a model, and nothing else of it.
+///
+/// # Errors
+/// A file that is no GGUF file, or whose vocabulary cannot be used.
+pub(crate) fn vocabulary(file: &ModelFile) -> anyhow::Result<Tokenizer> {
+    Tokenizer::from_gguf(&file.gguf()?).with_context(|| format!("{}: its vocabulary cannot be used", file.name()))
 }
 
 /// The model as the command line names it.

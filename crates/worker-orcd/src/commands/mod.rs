@@ -2,8 +2,11 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod compare;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod perplexity;
+pub(crate) mod quantize;
 pub(crate) mod serve;
 pub(crate) mod table;
 pub(crate) mod tokenize;

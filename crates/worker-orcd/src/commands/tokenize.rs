@@ -1,9 +1,9 @@
 //! `tokenize` and `detokenize`: text to ids and back, with nothing of the model but its vocabulary.
 
 use anyhow::Context as _;
-use tokenizer::{EncodeOptions, TokenId, Tokenizer};
+use tokenizer::{EncodeOptions, TokenId};
 
-use crate::cli::{DetokenizeArgs, ModelArgs, TokenizeArgs};
+use crate::cli::{DetokenizeArgs, TokenizeArgs};
 use crate::{output, source};
 
 /// The most that is read from standard input, in bytes: a long book many times over.
@@ -11,7 +11,7 @@ const MAX_INPUT_BYTES: u64 = 1 << 30;
 
 /// Standard input, whole, to one JSON array of ids.
 pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
-    let tokenizer = vocabulary(&args.model)?;
+    let tokenizer = source::vocabulary(&source::open(&args.model)?)?;
     let text = output::read_standard_input(MAX_INPUT_BYTES)?;
     let options = EncodeOptions { parse_special: !args.no_parse_special, add_special: args.add_special };
     let ids = tokenizer.encode(&text, options);
@@ -20,7 +20,7 @@ pub(crate) fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
 
 /// One JSON array of ids from standard input to their text, special tokens included: what `tokenize` read comes back.
 pub(crate) fn detokenize(args: &DetokenizeArgs) -> anyhow::Result<()> {
-    let tokenizer = vocabulary(&args.model)?;
+    let tokenizer = source::vocabulary(&source::open(&args.model)?)?;
     let input = output::read_standard_input(MAX_INPUT_BYTES)?;
     let ids: Vec<TokenId> =
         serde_json::from_str(&input).context("standard input: needs one JSON array of token ids, such as [1,2,3]")?;
@@ -28,10 +28,4 @@ pub(crate) fn detokenize(args: &DetokenizeArgs) -> anyhow::Result<()> {
         anyhow::bail!("standard input: element {i} is {id}, the vocabulary has ids 0 to {}", tokenizer.n_vocab() - 1);
     }
     output::write(&tokenizer.decode_with(&ids, true))
-}
-
-fn vocabulary(args: &ModelArgs) -> anyhow::Result<Tokenizer> {
-    let file = source::open(args)?;
-    let gguf = file.gguf()?;
-    Tokenizer::from_gguf(&gguf).with_context(|| format!("{}: its vocabulary cannot be used", file.name()))
 }

@@ -6,6 +6,9 @@ use crate::harness::{Files, Worker, command, error_of, run, stdout_of};
 fn help_explains_every_flag() {
     insta::assert_snapshot!("help", stdout_of(&run(&["--help"])));
     insta::assert_snapshot!("help_generate", stdout_of(&run(&["generate", "--help"])));
+    for command in ["quantize", "perplexity", "compare"] {
+        insta::assert_snapshot!(format!("help_{command}"), stdout_of(&run(&[command, "--help"])));
+    }
     insta::assert_snapshot!("help_bench", stdout_of(&run(&["bench", "--help"])));
 }
 

@@ -12,5 +12,7 @@ mod harness;
 mod inspect;
 mod life;
 mod models;
+mod quantize;
+mod scoring;
 mod start_failures;
 mod tokens;

@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
+use gguf_parser::Gguf;
 use gguf_parser::writer::{GgufWriter, OwnedValue};
-use gguf_parser::{Gguf, Value};
 use test_support::tiny_model::TinyModel;
 
 /// The model with other metadata.
@@ -61,21 +61,6 @@ pub(crate) fn write_large(path: &Path) {
 fn copy_metadata(gguf: &Gguf<'_>, writer: &mut GgufWriter, changes: &[(&str, OwnedValue)]) {
     for (key, value) in gguf.metadata.iter() {
         let changed = changes.iter().find(|(changed, _)| *changed == key).map(|(_, value)| value.clone());
-        writer.kv(key, changed.unwrap_or_else(|| owned(value)));
-    }
-}
-
-/// The kinds of values that tiny models have.
-fn owned(value: &Value<'_>) -> OwnedValue {
-    match value {
-        Value::U32(n) => (*n).into(),
-        Value::F32(x) => (*x).into(),
-        Value::Bool(b) => (*b).into(),
-        Value::String(text) => (*text).into(),
-        Value::Array(array) => match array.strings() {
-            Ok(strings) => strings.collect::<Vec<_>>().into(),
-            Err(_) => array.i32s().unwrap().collect::<Vec<_>>().into(),
-        },
-        other => panic!("{other}"),
+        writer.kv(key, changed.unwrap_or_else(|| value.into()));
     }
 }
