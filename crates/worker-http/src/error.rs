@@ -132,23 +132,31 @@ pub struct ApiError {
     pub code: ErrorCode,
     /// For people.
     pub message: String,
-    /// Every fault at once: at least one for [`ErrorCode::InvalidRequest`], none for any other code.
+    /// Every fault at once, up to a limit: at least one for [`ErrorCode::InvalidRequest`], none for any other code.
     pub errors: Vec<FieldError>,
+    /// Faults beyond those in `errors`.
+    pub n_more: usize,
 }
 
 impl ApiError {
     /// An error of any code but [`ErrorCode::InvalidRequest`], which wants to know the fields.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), errors: Vec::new() }
+        Self { code, message: message.into(), errors: Vec::new(), n_more: 0 }
     }
 
     /// [`ErrorCode::InvalidRequest`] with the faults of fields; the message sums them up.
     pub fn fields(errors: Vec<FieldError>) -> Self {
-        let message = match errors.as_slice() {
-            [only] => only.message.clone(),
-            all => format!("{} faults, listed in errors", all.len()),
+        Self::many_fields(errors, 0)
+    }
+
+    /// [`fields`](Self::fields), with so many more faults that nothing is kept of.
+    pub(crate) fn many_fields(errors: Vec<FieldError>, n_more: usize) -> Self {
+        let message = match (errors.as_slice(), n_more) {
+            ([only], 0) => only.message.clone(),
+            (all, 0) => format!("{} faults, listed in errors", all.len()),
+            (first, _) => format!("{} faults, the first {} listed in errors", first.len() + n_more, first.len()),
         };
-        Self { code: ErrorCode::InvalidRequest, message, errors }
+        Self { code: ErrorCode::InvalidRequest, message, errors, n_more }
     }
 
     /// [`ErrorCode::InvalidRequest`] with one fault.
@@ -162,14 +170,24 @@ struct Body<'a> {
     code: ErrorCode,
     message: &'a str,
     retriable: bool,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    errors: &'a [FieldError],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<&'a FieldError>,
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body =
-            Body { code: self.code, message: &self.message, retriable: self.code.retriable(), errors: &self.errors };
+        let more = (self.n_more > 0).then(|| FieldError {
+            field: "body".into(),
+            constraint: "count",
+            message: format!("body: and {} more faults", self.n_more),
+            value: None,
+        });
+        let body = Body {
+            code: self.code,
+            message: &self.message,
+            retriable: self.code.retriable(),
+            errors: self.errors.iter().chain(&more).collect(),
+        };
         let mut response = (self.code.status(), Json(body)).into_response();
         let code = self.code;
         // For the log line of the request, and for routes whose errors have another form.

@@ -6,7 +6,6 @@
 
 mod json;
 
-use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 use serde::de::DeserializeSeed;
@@ -23,6 +22,9 @@ const MAX_ECHO_BYTES: usize = 64;
 /// The largest integer that a number written with a point or exponent may stand for: beyond it not every integer has an
 /// `f64`, so the text no longer says which one is meant.
 const MAX_EXACT_F64: f64 = (1u64 << 53) as f64;
+
+/// The most faults of one body that are kept; the rest are counted. A body has room for hundreds of thousands.
+const MAX_FAULTS: usize = 64;
 
 /// What a number may be: from `min` (itself excluded when `above_min`) to `max`.
 pub(crate) struct NumberRule {
@@ -50,10 +52,25 @@ pub(crate) enum Unit {
     Bytes,
 }
 
-/// The known fields of one body, and the faults found in them so far.
+/// The known fields of one body, or of an object in it, and the faults found in all of the body so far.
 pub(crate) struct Fields<'a> {
     values: Vec<(&'static str, &'a RawValue)>,
-    errors: Vec<FieldError>,
+    /// What stands before the names of the fields: `messages[0].`; nothing for the body's own.
+    prefix: String,
+    faults: Faults,
+}
+
+/// The first faults of a body, and how many more there are.
+#[derive(Default)]
+struct Faults {
+    first: Vec<FieldError>,
+    n_more: usize,
+}
+
+impl Faults {
+    fn len(&self) -> usize {
+        self.first.len() + self.n_more
+    }
 }
 
 impl<'a> Fields<'a> {
@@ -62,9 +79,8 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// `INVALID_REQUEST`, with line and column, when the body is not JSON; and when it is not an object.
     pub(crate) fn parse(body: &'a str, known: &'static [&'static str]) -> Result<Self, ApiError> {
-        let mut json = serde_json::Deserializer::from_str(body);
-        let values = KnownFields(known).deserialize(&mut json).and_then(|values| json.end().map(|()| values));
-        values.map(|values| Self { values, errors: Vec::new() }).map_err(|error| {
+        let values = Self::read(body, known);
+        values.map(|values| Self { values, prefix: String::new(), faults: Faults::default() }).map_err(|error| {
             if error.is_data() {
                 ApiError::field("body", "type", "body: expected a JSON object")
             } else {
@@ -73,12 +89,19 @@ impl<'a> Fields<'a> {
         })
     }
 
+    fn read(json: &'a str, known: &'static [&'static str]) -> serde_json::Result<Vec<(&'static str, &'a RawValue)>> {
+        let mut json = serde_json::Deserializer::from_str(json);
+        let values = KnownFields(known).deserialize(&mut json)?;
+        json.end().map(|()| values)
+    }
+
     /// Ends the reading.
     ///
     /// # Errors
-    /// Every fault that was found.
+    /// The faults that were found: the first of them, and how many more there are.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
-        if self.errors.is_empty() { Ok(()) } else { Err(ApiError::fields(self.errors)) }
+        let Faults { first, n_more } = self.faults;
+        if first.is_empty() { Ok(()) } else { Err(ApiError::many_fields(first, n_more)) }
     }
 
     /// A string that must be there.
@@ -169,7 +192,7 @@ impl<'a> Fields<'a> {
         }
         let objects = list.first.iter().enumerate();
         let objects: Vec<_> =
-            objects.map(|(i, raw)| self.fields_of(format!("{field}[{i}]"), raw, known, &mut read)).collect();
+            objects.map(|(i, raw)| self.fields_of(&format!("{field}[{i}]"), raw, known, &mut read)).collect();
         objects.into_iter().collect()
     }
 
@@ -181,29 +204,39 @@ impl<'a> Fields<'a> {
         read: impl FnOnce(&mut Fields<'a>) -> Option<T>,
     ) -> Option<T> {
         let raw = self.raw(field)?;
-        self.fields_of(field.to_owned(), raw, known, read)
+        self.fields_of(field, raw, known, read)
     }
 
     fn fields_of<T>(
         &mut self,
-        path: String,
+        name: &str,
         raw: &'a RawValue,
         known: &'static [&'static str],
         read: impl FnOnce(&mut Fields<'a>) -> Option<T>,
     ) -> Option<T> {
-        let Ok(mut fields) = Fields::parse(raw.get(), known) else {
-            let message = format!("{path}: expected an object, got {}", kind(raw));
-            self.push(path, "type", message, None);
-            return None;
+        let values = match Self::read(raw.get(), known) {
+            Ok(values) => values,
+            Err(_) if raw.get().starts_with('{') => {
+                // The JSON is well formed, so only half of a surrogate pair is left to go wrong, in a name.
+                self.push(
+                    name,
+                    "text",
+                    &format!("{name}: expected names in Unicode text, got an unpaired surrogate"),
+                    None,
+                );
+                return None;
+            }
+            Err(_) => {
+                self.push(name, "type", &format!("{name}: expected an object, got {}", kind(raw)), None);
+                return None;
+            }
         };
+        let n_before = self.faults.len();
+        let prefix = format!("{}{name}.", self.prefix);
+        let mut fields = Fields { values, prefix, faults: std::mem::take(&mut self.faults) };
         let value = read(&mut fields);
-        let is_sound = fields.errors.is_empty();
-        self.errors.extend(fields.errors.into_iter().map(|error| FieldError {
-            field: format!("{path}.{}", error.field).into(),
-            message: format!("{path}.{}", error.message),
-            ..error
-        }));
-        value.filter(|_| is_sound)
+        self.faults = fields.faults;
+        value.filter(|_| self.faults.len() == n_before)
     }
 
     /// An object's members, at most `max`, whatever their names.
@@ -282,13 +315,13 @@ impl<'a> Fields<'a> {
         let value = rule.echo.then_some(raw);
         if !raw.get().starts_with('"') {
             let message = format!("{subject}: expected a string, got {}", kind(raw));
-            self.push(field, "type", message, value);
+            self.push(field, "type", &message, value);
             return None;
         }
         let Ok(text) = serde_json::from_str::<String>(raw.get()) else {
             // The JSON is well formed, so only half of a surrogate pair is left to go wrong.
             let message = format!("{subject}: expected Unicode text, got an unpaired surrogate");
-            self.push(field, "text", message, None);
+            self.push(field, "text", &message, None);
             return None;
         };
         let (n, unit) = match rule.unit {
@@ -300,7 +333,7 @@ impl<'a> Fields<'a> {
         }
         let (min, max) = (rule.len.start(), rule.len.end());
         let message = format!("{subject}: expected {min} to {max} {unit}, got {n}");
-        self.push(field, "length", message, value);
+        self.push(field, "length", &message, value);
         None
     }
 
@@ -317,19 +350,56 @@ impl<'a> Fields<'a> {
         message: &str,
         value: Option<&RawValue>,
     ) {
-        self.push(field, constraint, format!("{field}: {message}"), value);
+        self.push(field, constraint, &format!("{field}: {message}"), value);
     }
 
-    fn push(
-        &mut self,
-        field: impl Into<Cow<'static, str>>,
-        constraint: &'static str,
-        message: String,
-        value: Option<&RawValue>,
-    ) {
+    /// Keeps a fault of the field of this name, or counts it where enough are kept.
+    fn push(&mut self, name: &str, constraint: &'static str, message: &str, value: Option<&RawValue>) {
+        if self.faults.first.len() == MAX_FAULTS {
+            self.faults.n_more += 1;
+            return;
+        }
         let value = value.filter(|raw| raw.get().len() <= MAX_ECHO_BYTES);
         // A number beyond f64, such as 1e999, has no JSON value of its own: its text stands for it.
         let value = value.map(|raw| serde_json::from_str(raw.get()).unwrap_or_else(|_| Value::from(raw.get())));
-        self.errors.push(FieldError { field: field.into(), constraint, message, value });
+        let (field, message) = (format!("{}{name}", self.prefix).into(), format!("{}{message}", self.prefix));
+        self.faults.first.push(FieldError { field, constraint, message, value });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_so_many_faults_of_a_body_and_counts_the_rest() {
+        let lists: Vec<String> = (0..100).map(|i| format!(r#"{{"list": [{}]}}"#, vec!["{}"; i].join(","))).collect();
+        let body = format!(r#"{{"lists": [{}]}}"#, lists.join(","));
+        let mut fields = Fields::parse(&body, &["lists"]).unwrap();
+        let read = fields.objects("lists", 0..=100, &["list"], |fields| {
+            fields.objects("list", 0..=100, &["text"], |fields| {
+                fields.required_text("text", &TextRule { len: 0..=1, unit: Unit::Bytes, echo: true })
+            })
+        });
+        assert_eq!(read, None);
+        let error = fields.finish().unwrap_err();
+        assert_eq!((error.errors.len(), error.n_more), (MAX_FAULTS, 99 * 100 / 2 - MAX_FAULTS));
+        assert_eq!(error.message, "4950 faults, the first 64 listed in errors");
+        let last = error.errors.last().unwrap();
+        assert_eq!(last.field, "lists[11].list[8].text");
+        assert_eq!(last.message, "lists[11].list[8].text: expected a string, got nothing");
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_told_apart_from_what_is_no_object() {
+        let mut fields = Fields::parse(r#"{"a": {"\ud800": 1}, "b": [1]}"#, &["a", "b"]).unwrap();
+        for field in ["a", "b"] {
+            assert_eq!(fields.object(field, &["x"], |_| Some(())), None);
+        }
+        let messages: Vec<String> =
+            fields.finish().unwrap_err().errors.into_iter().map(|error| error.message).collect();
+        let expected =
+            ["a: expected names in Unicode text, got an unpaired surrogate", "b: expected an object, got a list"];
+        assert_eq!(messages, expected);
     }
 }

@@ -138,3 +138,15 @@ async fn nothing_is_told_before_there_is_a_model() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_body_of_nothing_but_faults_gets_a_short_answer() {
+    let worker = Worker::start().await;
+    let message = json!({ "role": "user", "content": vec![json!({}); 256] });
+    let (status, error) = ask(&worker, "/apply-template", json!({ "messages": vec![message; 1024] })).await;
+    assert_eq!((status, &error["code"]), (400, &json!("INVALID_REQUEST")));
+    assert_eq!(error["message"], "262144 faults, the first 64 listed in errors");
+    let errors = error["errors"].as_array().unwrap();
+    assert_eq!(errors[63]["field"], "messages[0].content[63].type");
+    assert_eq!((errors.len(), &errors[64]["message"]), (65, &json!("body: and 262080 more faults")));
+}

@@ -41,8 +41,9 @@ impl From<ApiError> for ErrorBody {
         if error.errors.len() > 1 {
             let told = error.errors.iter().take(MAX_FAULTS_TOLD).map(|fault| fault.message.as_str());
             message = told.collect::<Vec<_>>().join("; ");
-            if error.errors.len() > MAX_FAULTS_TOLD {
-                message.push_str(&format!("; and {} more", error.errors.len() - MAX_FAULTS_TOLD));
+            let n_more = error.errors.len().saturating_sub(MAX_FAULTS_TOLD) + error.n_more;
+            if n_more > 0 {
+                message.push_str(&format!("; and {n_more} more"));
             }
         }
         Self { error: ErrorObject { message, kind: kind(error.code), param, code } }
