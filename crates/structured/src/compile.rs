@@ -23,6 +23,9 @@ pub const MAX_DEPTH: usize = 64;
 const MAX_CHOICES: usize = 1024;
 /// The longest token that the trie can hold has twice as many bytes. Longer ones are never chosen under a constraint.
 const MAX_TOKEN_BYTES: usize = 512;
+/// The most states of the automaton that finds lexemes, in one answer: 20 to 40 MB, at the 1 to 2 kB that `llguidance` says a
+/// state takes. Each answer has its own, so that 64 of them stay below 3 GB.
+const MAX_LEXER_STATES: usize = 20_000;
 /// The stack of the thread that compiles: what parses grammars there goes down into them by recursion.
 const STACK_BYTES: usize = 256 << 20;
 /// The longest message of a fault, in bytes.
@@ -136,6 +139,7 @@ impl Grammars {
             factory.quiet();
             // A message is for a client's eyes: what has been generated so far does not belong there.
             factory.limits_mut().verbose_errors = false;
+            factory.limits_mut().max_lexer_states = MAX_LEXER_STATES;
             Ok(Self { factory: Arc::new(factory) })
         };
         on_large_stack(|| {

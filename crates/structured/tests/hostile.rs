@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use structured::{Grammars, Shape};
 use test_support::tiny_model::TinyModel;
-use tokenizer::Tokenizer;
+use tokenizer::{EncodeOptions, Tokenizer};
 
 /// Far above what any of it takes; below what it would take to try all ways through.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -120,6 +120,32 @@ fn hostile_shapes() {
     ] {
         survive(what, &shape);
     }
+}
+
+/// Every text so far is a state of its own to this automaton, which would take all memory in time.
+#[test]
+fn an_automaton_that_grows_with_every_token_ends_its_answer() {
+    let compiled = GRAMMARS.compile(&Shape::Regex("([ab]*a[ab]{30}c)*".into())).unwrap();
+    let mut constraint = compiled.constraint();
+    let mut mask = TokenMask::new(TOKENIZER.n_vocab());
+    let id = |text: &str| TOKENIZER.encode(text, EncodeOptions::default())[0];
+    let (a, b) = (id("a"), id("b"));
+    let mut bits = 1u32;
+    for step in 0..25_000 {
+        mask.clear();
+        if let Err(error) = constraint.allowed(&mut mask) {
+            println!("after {step} tokens: {error}");
+            return;
+        }
+        // A linear shift register, which repeats no sequence of 31 bits.
+        bits = bits >> 1 ^ if bits & 1 == 1 { 0xA300_0000 } else { 0 };
+        let chosen = if bits & 1 == 1 { a } else { b };
+        if let Err(error) = constraint.accept(chosen) {
+            println!("after {step} tokens: {error}");
+            return;
+        }
+    }
+    panic!("it has states for 25,000 tokens");
 }
 
 fn any_schema() -> impl Strategy<Value = Value> {
