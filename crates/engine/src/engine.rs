@@ -179,6 +179,24 @@ impl Shared {
     }
 }
 
+impl Limits {
+    fn room_for(&self, inner: &Inner, n_requests: usize) -> Result<(), SubmitError> {
+        let most = self.max_seqs + self.queue_limit;
+        if n_requests > most {
+            return Err(SubmitError::TooMany { n_requests, limit: most });
+        }
+        if inner.snapshot.state != EngineState::Ready {
+            return Err(SubmitError::NotAccepting(inner.snapshot.state.name()));
+        }
+        let n_live = inner.n_live.saturating_sub(inner.n_leaving.min(self.max_seqs));
+        if n_live + n_requests > most {
+            let waiting = n_live.saturating_sub(self.max_seqs);
+            return Err(SubmitError::QueueFull { waiting, limit: self.queue_limit });
+        }
+        Ok(())
+    }
+}
+
 /// Its end is the end of the last handle.
 #[derive(Debug)]
 struct Owner {
@@ -218,20 +236,9 @@ impl EngineHandle {
         let shared = &self.owner.shared;
         let limits = &shared.limits;
         requests.iter().try_for_each(|request| limits.check(request))?;
-        let most = limits.max_seqs + limits.queue_limit;
-        if requests.len() > most {
-            return Err(SubmitError::TooMany { n_requests: requests.len(), limit: most });
-        }
         let submitted = (shared.clock)();
         let mut inner = shared.lock();
-        if inner.snapshot.state != EngineState::Ready {
-            return Err(SubmitError::NotAccepting(inner.snapshot.state.name()));
-        }
-        let n_live = inner.n_live.saturating_sub(inner.n_leaving.min(limits.max_seqs));
-        if n_live + requests.len() > most {
-            let waiting = n_live.saturating_sub(limits.max_seqs);
-            return Err(SubmitError::QueueFull { waiting, limit: limits.queue_limit });
-        }
+        limits.room_for(&inner, requests.len())?;
         inner.n_live += requests.len();
         let jobs = requests.into_iter().map(|request| {
             let id = JobId(shared.last_id.fetch_add(1, Ordering::Relaxed) + 1);
@@ -242,6 +249,16 @@ impl EngineHandle {
         let jobs = jobs.collect();
         shared.to_engine.notify_one();
         Ok(jobs)
+    }
+
+    /// Whether so many more requests would find places now; somebody else may have them by the time they are submitted.
+    ///
+    /// # Errors
+    /// [`SubmitError::TooMany`], [`SubmitError::NotAccepting`] or [`SubmitError::QueueFull`], as for
+    /// [`EngineHandle::submit_all`].
+    pub fn room_for(&self, n_requests: usize) -> Result<(), SubmitError> {
+        let shared = &self.owner.shared;
+        shared.limits.room_for(&shared.lock(), n_requests)
     }
 
     /// Ends a request before the engine's next step, with [`crate::FailureKind::Cancelled`]. Any number of times; ids of

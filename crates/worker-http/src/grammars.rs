@@ -7,13 +7,13 @@ use structured::{Compiled, Grammars, Shape, ShapeError};
 use tokenizer::Tokenizer;
 use tokio::sync::Semaphore;
 
+use crate::state::TURN_TIMEOUT;
+
 /// Shapes compiled at a time: they must not take the processors from the jobs that are running.
 const MAX_COMPILERS: usize = 2;
 
 /// The longest that a shape may take. One of a few thousand lines takes milliseconds.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest that a shape waits for those of others.
-const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no constraint.
 #[derive(Debug)]

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Jobs between acceptance and terminal event. At most as many as the engine runs and lets wait, so it needs no limit of
-/// its own.
+/// Jobs from the moment on in which the queue has room for them, their prompts not encoded yet, to the terminal event. A job
+/// that is refused only after that has its name meanwhile, and another of that name is refused because of it. Each belongs to
+/// a connection, so the limit of those is the limit of these.
 #[derive(Debug, Clone)]
 pub(crate) struct LiveJobs {
     jobs: Arc<Mutex<HashMap<String, CancellationToken>>>,

@@ -23,7 +23,7 @@ pub struct Settings {
     pub model: String,
     /// The name of the model's file, without its folders.
     pub model_file: String,
-    /// The longest that a job may take from acceptance to its terminal event, its time in the queue included.
+    /// The longest that a job may take, from the moment its request begins to be read to its terminal event.
     pub inference_timeout: Option<Duration>,
     /// Silence after which a stream carries a comment.
     pub keep_alive: Duration,
@@ -122,6 +122,10 @@ pub(crate) const SHUTTING_DOWN: &str = "the worker is shutting down";
 /// Long prompts encoded at a time. A burst of them must not take the processors from the jobs that are running.
 const MAX_ENCODERS: usize = 2;
 
+/// The longest that work waits which is done off the threads that serve connections and few at a time: encoding, and
+/// understanding grammars. A request whose turn has not come by then is told that the queue is full.
+pub(crate) const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+
 impl AppState {
     /// The state of a worker that has just started: [`Phase::Loading`].
     pub fn new(settings: Settings) -> Self {
@@ -209,7 +213,7 @@ impl AppState {
         self.0.shutdown.cancelled().await;
     }
 
-    /// Jobs between acceptance and terminal event.
+    /// Jobs that have a name and have not ended.
     pub fn n_live_jobs(&self) -> usize {
         self.0.jobs.n_live()
     }

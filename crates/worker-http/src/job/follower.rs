@@ -19,7 +19,7 @@ use crate::answer::AnswerText;
 use crate::error::{ApiError, ErrorCode};
 use crate::event::{End, Event, JobMetrics, StopReason, TokenEvent};
 use crate::metrics::AnswerFigures;
-use crate::state::{AppState, SHUTTING_DOWN};
+use crate::state::AppState;
 
 /// How an answer ended.
 enum Outcome {
@@ -80,7 +80,7 @@ impl Follower {
             tokenizer: Arc::clone(tokenizer),
             stop: generation.stop.clone(),
             reports_metrics: generation.reports_metrics,
-            clock: Clock::new(record.received),
+            clock: Clock::new(record.received.at()),
             record,
             taken,
             n_cached: 0,
@@ -94,27 +94,15 @@ impl Follower {
     }
 
     async fn run(mut self) {
-        let deadline = self.state.settings().inference_timeout.map(|limit| self.clock.received + limit);
-        let timeout = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(timeout);
+        let state = self.state.clone();
+        let over = self.record.received.over(&state);
+        tokio::pin!(over);
         let outcome = loop {
             let event = tokio::select! {
                 biased;
                 () = self.record.live.cancelled() => break Outcome::Error(cancelled()),
                 () = self.taken.events.closed() => break Outcome::Disconnected,
-                () = self.state.cut_off_requested() => {
-                    break Outcome::Error(ApiError::new(ErrorCode::NotReady, SHUTTING_DOWN));
-                }
-                () = &mut timeout => {
-                    let limit = self.state.settings().inference_timeout.unwrap_or_default().as_secs_f64();
-                    let message = format!("the job took longer than the {limit} s that this worker allows");
-                    break Outcome::Error(ApiError::new(ErrorCode::InferenceTimeout, message));
-                }
+                error = &mut over => break Outcome::Error(error),
                 event = self.taken.job.recv() => event,
             };
             if let Some(outcome) = self.on_event(event) {

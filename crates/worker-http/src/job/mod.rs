@@ -6,14 +6,16 @@
 
 mod clock;
 mod follower;
+mod prepare;
 mod prompt;
+mod received;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use engine::rng::philox4x32;
-use engine::{Request, Sampling};
+use engine::Sampling;
 use structured::Compiled;
 use tokio::sync::mpsc;
 
@@ -22,7 +24,9 @@ use crate::error::{ApiError, ErrorCode};
 use crate::event::Event;
 use crate::state::{AppState, Served};
 use follower::{Follower, Taken};
+use prepare::Prepared;
 pub(crate) use prompt::{Prompt, on_encoder};
+pub(crate) use received::Received;
 use record::Record;
 
 /// The most tokens that one job of `POST /execute` may generate.
@@ -90,35 +94,32 @@ pub(crate) struct Job {
 /// Accepts a job and starts it.
 ///
 /// # Errors
-/// The worker is not ready, the name is taken, a prompt does not fit, the queue is full, or the job was cancelled while
-/// its prompts were encoded.
-pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<Job, ApiError> {
-    let received = Instant::now();
+/// The worker is not ready, the name is taken, the queue is full or a prompt does not fit; or the job was cancelled, or its
+/// time was over, before the engine had it.
+pub(crate) async fn start(state: &AppState, received: Received, request: JobRequest) -> Result<Job, ApiError> {
     let served = state.ready()?;
     let Some(live) = state.jobs().begin(&request.job_id) else {
         let message = format!("job_id: expected a name that no live job has, got {:?}", request.job_id);
         return Err(ApiError::new(ErrorCode::DuplicateJob, message));
     };
+    // Before anything is done for it. When that is done, the engine has the last word.
+    check_room(served, request.prompts.len() * request.n)?;
     if state.settings().log_prompts {
         for (choice, prompt) in (0..).step_by(request.n).zip(&request.prompts) {
             let prompt = prompt.to_string();
             tracing::debug!(target: PROMPTS, job_id = request.job_id, choice, prompt, "prompt");
         }
     }
-    let prompts = tokio::select! {
-        prompts = prompt::encode(state, &served.tokenizer, request.prompts) => prompts?,
+    let (n, generation) = (request.n, Arc::new(request.generation));
+    let prepared = prepare::prepare(state, served, request.prompts, n, &generation);
+    let Prepared { n_prompt_tokens, seeds, requests } = tokio::select! {
+        prepared = received.within_limits(state, prepared) => prepared?,
         () = live.cancelled() => return Err(cancelled()),
     };
-    let (n, generation) = (request.n, request.generation);
-    let seeds: Vec<u64> = prompts.iter().map(|_| generation.seed.unwrap_or_else(drawn_seed)).collect();
-    let choices = prompts.iter().zip(&seeds).flat_map(|(prompt, &seed)| (0..n).map(move |i| (prompt, seed, i)));
-    let requests: Vec<Request> =
-        choices.map(|(prompt, seed, i)| engine_request(served, &generation, prompt, choice_seed(seed, i))).collect();
     let max_tokens: Vec<usize> = requests.iter().map(|request| request.max_tokens).collect();
     let jobs = served.engine.submit_all(requests)?;
 
     account::hand_to_job();
-    let n_prompt_tokens: Vec<usize> = prompts.iter().map(|prompt| prompt.len()).collect();
     let record = Arc::new(Record::new(state, live, received, &n_prompt_tokens, n));
     let mut open = Vec::with_capacity(jobs.len());
     for (choice, (job, max_tokens)) in jobs.into_iter().zip(max_tokens).enumerate() {
@@ -131,30 +132,12 @@ pub(crate) async fn start(state: &AppState, request: JobRequest) -> Result<Job, 
     Ok(Job { n_prompt_tokens, seeds, answers: Answers { open, turn: 0 } })
 }
 
-fn engine_request(served: &Served, generation: &Generation, prompt: &Arc<[u32]>, seed: u64) -> Request {
-    // A prompt that leaves no room is refused by the engine, whatever is asked for.
-    let room = served.facts.context_length.saturating_sub(prompt.len()).max(1);
-    let end_tokens = if generation.ignore_eos { &[] } else { served.tokenizer.end_tokens() };
-    Request {
-        prompt: Arc::clone(prompt),
-        max_tokens: generation.max_tokens.map_or(room, |n| n.min(room)),
-        end_tokens: end_tokens.into(),
-        sampling: generation.sampling.clone(),
-        logit_bias: generation.logit_bias.clone(),
-        constraint: generation.constraint.as_ref().map(Compiled::constraint),
-        seed,
-        n_logprobs: generation.n_logprobs,
-    }
-}
-
-/// The seed of a prompt's answer `i`. The first has the request's own: it is the answer that is given where only one is
-/// asked for. The others' follow from it, by the generator that draws tokens, at a place where it draws none.
-fn choice_seed(seed: u64, i: usize) -> u64 {
-    if i == 0 {
-        return seed;
-    }
-    let [high, low, ..] = philox4x32([i as u32, 0, 0, 1], [seed as u32, (seed >> 32) as u32]);
-    u64::from(high) << 32 | u64::from(low)
+/// Whether a job of so many answers would be taken now: for refusing it before any work is done for it.
+///
+/// # Errors
+/// As [`start`] has them for a full queue.
+pub(crate) fn check_room(served: &Served, n_answers: usize) -> Result<(), ApiError> {
+    Ok(served.engine.room_for(n_answers)?)
 }
 
 fn cancelled() -> ApiError {
@@ -223,46 +206,5 @@ impl Answers {
             std::task::Poll::Pending
         })
         .await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_choice_has_the_seed_of_the_request_and_each_other_one_of_its_own() {
-        assert_eq!(choice_seed(7, 0), 7);
-        let mut seeds: Vec<u64> = (0..16).flat_map(|i| [choice_seed(7, i), choice_seed(8, i)]).collect();
-        seeds.sort_unstable();
-        seeds.dedup();
-        assert_eq!(seeds.len(), 32);
-    }
-
-    #[tokio::test]
-    async fn no_answer_waits_for_another() {
-        let (senders, open): (Vec<_>, Vec<_>) = (0..3)
-            .map(|choice| {
-                let (sender, receiver) = mpsc::channel(16);
-                (sender, (choice, receiver))
-            })
-            .unzip();
-        let mut answers = Answers { open, turn: 0 };
-        let error = || Event::Error(cancelled().into());
-        let token = || Event::Token(crate::event::TokenEvent { t: String::new(), i: 0, id: 1, logprobs: None });
-        for sender in &senders {
-            sender.try_send(token()).unwrap();
-            sender.try_send(token()).unwrap();
-        }
-        senders[1].try_send(error()).unwrap();
-        drop(senders);
-        let mut order = Vec::new();
-        while let Some((choice, event)) = answers.next().await {
-            order.push((choice, event.is_terminal()));
-        }
-        // The ones whose task is gone end with an error too.
-        let expected =
-            [(0, false), (1, false), (2, false), (0, false), (1, false), (2, false), (0, true), (1, true), (2, true)];
-        assert_eq!(order, expected);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokenizer::{EncodeOptions, TokenId, Tokenizer};
 
 use crate::error::{ApiError, ErrorCode};
-use crate::state::AppState;
+use crate::state::{AppState, TURN_TIMEOUT};
 
 /// Prompts longer than this are encoded off the threads that serve connections. At 5 MB/s and more, shorter ones take
 /// under a millisecond.
@@ -32,6 +32,11 @@ impl Prompt {
         Self::Text { text, options: EncodeOptions { parse_special: true, add_special: true } }
     }
 
+    /// Whether these prompts take so little time that any thread may encode them.
+    pub(super) fn are_short(prompts: &[Self]) -> bool {
+        prompts.iter().map(Self::text_bytes).sum::<usize>() <= INLINE_ENCODE_BYTES
+    }
+
     fn text_bytes(&self) -> usize {
         match self {
             Self::Text { text, .. } => text.len(),
@@ -39,7 +44,7 @@ impl Prompt {
         }
     }
 
-    fn into_ids(self, tokenizer: &Tokenizer) -> Arc<[TokenId]> {
+    pub(super) fn into_ids(self, tokenizer: &Tokenizer) -> Arc<[TokenId]> {
         match self {
             Self::Text { text, options } => tokenizer.encode(&text, options).into(),
             Self::Ids(ids) => ids,
@@ -57,28 +62,19 @@ impl fmt::Display for Prompt {
     }
 }
 
-/// The ids of each prompt.
-pub(super) async fn encode(
-    state: &AppState,
-    tokenizer: &Arc<Tokenizer>,
-    prompts: Vec<Prompt>,
-) -> Result<Vec<Arc<[TokenId]>>, ApiError> {
-    let tokenizer = Arc::clone(tokenizer);
-    let n_bytes: usize = prompts.iter().map(Prompt::text_bytes).sum();
-    let work = move || prompts.into_iter().map(|prompt| prompt.into_ids(&tokenizer)).collect();
-    if n_bytes <= INLINE_ENCODE_BYTES { Ok(work()) } else { on_encoder(state, work).await }
-}
-
 /// Runs work on a prompt that may take long, off the threads that serve connections and with few others at a time.
 ///
 /// # Errors
-/// [`ErrorCode::Internal`] when the work panics.
+/// [`ErrorCode::QueueFull`] when its turn does not come, and [`ErrorCode::Internal`] when the work panics.
 pub(crate) async fn on_encoder<T: Send + 'static>(
     state: &AppState,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
     let lost = || ApiError::new(ErrorCode::Internal, "the prompt could not be encoded");
-    let permit = state.encoders().acquire_owned().await.map_err(|_| lost())?;
+    let Ok(turn) = tokio::time::timeout(TURN_TIMEOUT, state.encoders().acquire_owned()).await else {
+        return Err(ApiError::new(ErrorCode::QueueFull, "too many other prompts are waiting to be encoded"));
+    };
+    let permit = turn.map_err(|_| lost())?;
     let span = tracing::Span::current();
     let done = tokio::task::spawn_blocking(move || {
         let _of_the_request = span.enter();

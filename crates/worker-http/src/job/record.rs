@@ -1,10 +1,11 @@
 //! What is counted and logged of a job as a whole: one outcome and one line, when its last answer ends.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engine::Timings;
 
+use super::Received;
 use super::clock::tokens_per_sec;
 use crate::error::{ApiError, ErrorCode};
 use crate::event::StopReason;
@@ -82,7 +83,7 @@ pub(super) struct Ended {
 pub(super) struct Record {
     state: AppState,
     pub(super) live: LiveJob,
-    pub(super) received: Instant,
+    pub(super) received: Received,
     /// Of all prompts together.
     n_prompt: usize,
     /// Answers to each prompt.
@@ -93,7 +94,7 @@ pub(super) struct Record {
 
 impl Record {
     /// Of a job that the engine has accepted, with the lengths of its prompts and `n` answers to each.
-    pub(super) fn new(state: &AppState, live: LiveJob, received: Instant, prompts: &[usize], n: usize) -> Self {
+    pub(super) fn new(state: &AppState, live: LiveJob, received: Received, prompts: &[usize], n: usize) -> Self {
         let (n_prompt, n_answers) = (prompts.iter().sum(), prompts.len() * n);
         Self { state: state.clone(), live, received, n_prompt, n, n_answers, ended: Mutex::default() }
     }

@@ -9,7 +9,7 @@ use crate::body::read_json;
 use crate::error::ApiError;
 use crate::event::{Event, Started};
 use crate::fields::{Fields, NumberRule, TextRule, Unit};
-use crate::job::{self, Answers, Generation, Job, JobRequest, MAX_TOKENS, Prompt};
+use crate::job::{self, Answers, Generation, Job, JobRequest, MAX_TOKENS, Prompt, Received};
 use crate::sse::{self, Frames};
 use crate::state::AppState;
 
@@ -86,13 +86,14 @@ pub(super) fn parse(body: &str) -> Result<JobRequest, ApiError> {
 
 /// Starts the job and streams its events.
 pub(crate) async fn execute(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let received = Received::now();
     let body = read_json(request).await?;
     // Before the faults: what a worker that is not ready says about a request helps nobody.
     state.ready()?;
     let request = parse(&body)?;
     drop(body);
     let job_id = request.job_id.clone();
-    let Job { n_prompt_tokens, seeds, answers } = job::start(&state, request).await?;
+    let Job { n_prompt_tokens, seeds, answers } = job::start(&state, received, request).await?;
     let started = Event::Started(Started {
         job_id,
         model: state.settings().model.clone(),

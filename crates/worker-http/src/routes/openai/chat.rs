@@ -19,7 +19,7 @@ use crate::body::read_json;
 use crate::error::ApiError;
 use crate::event::TokenEvent;
 use crate::fields::Fields;
-use crate::job::{JobRequest, Prompt};
+use crate::job::{self, JobRequest, Prompt, Received};
 use crate::state::{AppState, Served};
 
 static FIELDS: LazyLock<Vec<&'static str>> =
@@ -33,18 +33,25 @@ pub(super) struct ChatRequest {
 }
 
 pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let received = Received::now();
     let body = read_json(request).await?;
     let served = state.ready()?;
     let chat_template = chat_template(served)?;
     let request = parse(&body, served.tokenizer.n_vocab())?;
     drop(body);
     let ChatRequest { conversation, mut asked } = request;
+    job::check_room(served, asked.n)?;
     let tools = conversation.tools.as_ref();
     let form = CallForm::of_template(chat_template.source());
     let forced = tools.and_then(|tools| tools.wanted(form));
-    asked.generation.constraint = structured::compile(&state, served, forced.or(asked.wanted.take())).await?;
+    let wanted = forced.or(asked.wanted.take());
     let readers = tools.map(|tools| vec![tools.reader(); asked.n]);
-    let text = template::render(&state, chat_template, conversation).await?;
+    let work = async {
+        let constraint = structured::compile(&state, served, wanted).await?;
+        Ok((constraint, template::render(&state, chat_template, conversation).await?))
+    };
+    let (constraint, text) = received.within_limits(&state, work).await?;
+    asked.generation.constraint = constraint;
     let options = EncodeOptions { parse_special: true, add_special: asked.add_special };
     let job = JobRequest {
         job_id: new_id("chatcmpl"),
@@ -54,7 +61,7 @@ pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Res
     };
     let has_logprobs = job.generation.n_logprobs.is_some();
     let form = Chat { tokenizer: Arc::clone(&served.tokenizer), has_logprobs, readers };
-    answer(&state, job, form, asked.stream).await
+    answer(&state, received, job, form, asked.stream).await
 }
 
 fn chat_template(served: &Served) -> Result<Arc<ChatTemplate>, ApiError> {

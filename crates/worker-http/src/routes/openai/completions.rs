@@ -15,7 +15,7 @@ use crate::body::{MAX_BODY_BYTES, read_json};
 use crate::error::ApiError;
 use crate::event::TokenEvent;
 use crate::fields::{Fields, TextRule, Unit};
-use crate::job::{JobRequest, Prompt};
+use crate::job::{self, JobRequest, Prompt, Received};
 use crate::state::AppState;
 
 /// The most prompts, and the most answers to all of them.
@@ -42,11 +42,14 @@ enum Prompts {
 }
 
 pub(super) async fn completions(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let received = Received::now();
     let body = read_json(request).await?;
     let served = state.ready()?;
     let CompletionRequest { prompts, echo, mut asked } = parse(&body, served.tokenizer.n_vocab())?;
     drop(body);
-    asked.generation.constraint = structured::compile(&state, served, asked.wanted.take()).await?;
+    job::check_room(served, prompts.len() * asked.n)?;
+    let constraint = structured::compile(&state, served, asked.wanted.take());
+    asked.generation.constraint = received.within_limits(&state, constraint).await?;
     let tokenizer = Arc::clone(&served.tokenizer);
     let form = Completion {
         echo: if echo { prompts.texts(&tokenizer) } else { Vec::new() },
@@ -62,7 +65,7 @@ pub(super) async fn completions(State(state): State<AppState>, request: Request)
         n: asked.n,
         generation: asked.generation,
     };
-    answer(&state, job, form, asked.stream).await
+    answer(&state, received, job, form, asked.stream).await
 }
 
 /// Reads a request; fields that nobody knows are ignored.

@@ -27,7 +27,7 @@ use axum::routing::{get, post};
 use uuid::Uuid;
 
 use crate::error::ApiError;
-use crate::job::{self, Job, JobRequest};
+use crate::job::{self, Job, JobRequest, Received};
 use crate::sse;
 use crate::state::AppState;
 pub(crate) use errors::in_openai_form;
@@ -77,12 +77,13 @@ fn new_id(beginning: &str) -> String {
 /// Runs the job, and answers in `form`.
 async fn answer<F: Form>(
     state: &AppState,
+    received: Received,
     request: JobRequest,
     form: F,
     stream: Option<StreamOptions>,
 ) -> Result<Response, ApiError> {
     let (id, n) = (request.job_id.clone(), request.n);
-    let Job { n_prompt_tokens, answers, .. } = job::start(state, request).await?;
+    let Job { n_prompt_tokens, answers, .. } = job::start(state, received, request).await?;
     let usage = Usage::of_prompts(&n_prompt_tokens, n);
     let envelope = Envelope::new(state, id);
     match stream {
