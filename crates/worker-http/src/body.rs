@@ -15,9 +15,12 @@ use crate::error::{ApiError, ErrorCode};
 /// escaped some 9, an id in a list at most 8.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
 
-/// How much of a body that is too long is read and thrown away before the refusal is sent: most clients that err do so by
-/// less than this.
+/// How much of a body that is refused is read and thrown away before the refusal is sent, beyond [`MAX_BODY_BYTES`]: most
+/// clients that send too much do so by less than this.
 const MAX_DISCARDED_BYTES: usize = 8 << 20;
+
+/// The longest that a request which is refused whatever it says may keep its connection until its body is there.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The default of [`Settings::body_read_timeout`](crate::Settings::body_read_timeout).
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(20);
@@ -32,25 +35,25 @@ impl BodyTimeout {
     }
 }
 
-/// Reads what is left of a request that is refused whatever it says, within the limits of one that is read.
+/// Reads a request that is refused, or answered, whatever it says: a client that is still writing when the connection closes
+/// never sees why.
 pub(crate) async fn discard(request: Request) {
     // Whoever asks first is told before anything is sent.
     if request.headers().contains_key(header::EXPECT) {
         return;
     }
-    let timeout = BodyTimeout::of(&request);
     let mut body = request.into_body();
     let read = async {
         let mut n_read = 0;
         while let Some(Ok(frame)) = body.frame().await {
             n_read += frame.data_ref().map_or(0, bytes::Bytes::len);
-            if n_read > MAX_BODY_BYTES {
+            if n_read > MAX_BODY_BYTES + MAX_DISCARDED_BYTES {
                 break;
             }
         }
     };
-    // The refusal is the same whether or not all has come.
-    let _ = tokio::time::timeout(timeout, read).await;
+    // The answer is the same whether or not all has come.
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, read).await;
 }
 
 /// Reads a JSON body as text.

@@ -58,6 +58,7 @@ mod stop;
 
 use std::any::Any;
 
+use axum::extract::Request;
 use axum::http::{Method, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router, middleware};
@@ -94,11 +95,13 @@ pub fn app(state: AppState) -> Router {
         .with_state(state)
 }
 
-async fn not_found(uri: Uri) -> ApiError {
+async fn not_found(uri: Uri, request: Request) -> ApiError {
+    body::discard(request).await;
     ApiError::new(ErrorCode::NotFound, format!("no such route: {}", uri.path()))
 }
 
-async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+async fn method_not_allowed(method: Method, uri: Uri, request: Request) -> ApiError {
+    body::discard(request).await;
     ApiError::new(ErrorCode::MethodNotAllowed, format!("{} does not answer to {method}", uri.path()))
 }
 

@@ -67,8 +67,7 @@ pub(crate) async fn check_key(State(state): State<AppState>, request: Request, n
     response
 }
 
-/// Refuses, once what is left of the request has been read: a client that is still writing when the connection closes never
-/// sees why.
+/// Refuses, once what is left of the request has been read.
 async fn refuse(request: Request<Body>, error: ApiError) -> Response {
     body::discard(request).await;
     error.into_response()

@@ -29,7 +29,7 @@ use stall::StallGuard;
 /// Limits of [`serve`], for each connection and for all of them.
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
-    /// Connections at a time. One more takes the place of the one that has been without a request longest; where all are
+    /// Connections at a time. One more takes the place of the one that has been without a whole request longest; where all are
     /// being answered, it waits for the first to end. 512 stay below the usual limit of 1,024 open files.
     pub max_connections: usize,
     /// The time a request's head may take to arrive; also how long an idle connection is kept.
@@ -126,14 +126,16 @@ pub async fn serve(listener: TcpListener, state: AppState, limits: ServerLimits,
     connections.shutdown().await;
 }
 
-/// Has the request answered, with its connection busy until the whole answer is sent.
+/// Has the request answered, with its connection busy from the end of its body until the whole answer is sent.
 ///
 /// # Errors
 /// The connection's place is another's already; this ends it.
 async fn answer(app: Router, seat: Seat, request: Request<Incoming>) -> io::Result<Response<BusyBody<Body>>> {
-    let under_way = seat.begin().ok_or(io::ErrorKind::ConnectionAborted)?;
-    let response = app.oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {});
-    Ok(response.map(|body| BusyBody::new(body, under_way)))
+    let (head, body) = request.into_parts();
+    let (body, of_request) = seat.request(body).ok_or(io::ErrorKind::ConnectionAborted)?;
+    let request = Request::from_parts(head, Body::new(body));
+    let response = app.oneshot(request).await.unwrap_or_else(|never| match never {});
+    Ok(response.map(|body| BusyBody::new(body, of_request)))
 }
 
 async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {

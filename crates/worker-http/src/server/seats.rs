@@ -1,14 +1,15 @@
 //! Who is connected, and who of them can be asked to leave.
 //!
 //! Connections have as many seats as [`ServerLimits::max_connections`](super::ServerLimits::max_connections). One that has no
-//! request under way is idle: it has not said what it wants yet, or has its answer and is kept for the next. When the seats
-//! are taken and somebody knocks, the one that has been idle longest is closed. So clients that connect and say nothing do not
-//! keep others out; only requests that are being answered do.
+//! request under way is idle: it has not said all of what it wants yet, or has its answer and is kept for the next. A request
+//! is under way once all of it has been read, its body too. When the seats are taken and somebody knocks, the one that has
+//! been idle longest is closed, counted from its last answer or from the head of its request. So clients that connect and say
+//! nothing, or say it slowly, do not keep others out; only requests that are being answered do.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -110,8 +111,18 @@ impl Seat {
         self.0.closed.cancelled().await;
     }
 
-    /// A request has begun; it is under way until the answer to this is dropped. None where the seat is another's already.
-    pub(super) fn begin(&self) -> Option<UnderWay> {
+    /// The head of a request has come, or all of it: it becomes [`UnderWay`] when its body has been read. None where the seat
+    /// is another's already.
+    pub(super) fn request<B: Body>(&self, body: B) -> Option<(RequestBody<B>, OfRequest)> {
+        let renewed = self.0.renew();
+        let of_request = OfRequest(Arc::default());
+        let body = RequestBody { body, seat: self.clone(), of_request: of_request.clone() };
+        body.note_end();
+        renewed.then_some((body, of_request))
+    }
+
+    /// All of a request has been read; it is under way until this is dropped. None where the seat is another's already.
+    fn begin(&self) -> Option<UnderWay> {
         let number = self.0.number().take();
         // HTTP/1 has one request at a time; should there be two, the seat is busy until the first is over.
         number.is_none_or(|number| self.0.idle.remove(number)).then(|| UnderWay(Arc::clone(&self.0)))
@@ -119,6 +130,15 @@ impl Seat {
 }
 
 impl Held {
+    /// Makes an idle one the youngest; false where the seat is another's already.
+    fn renew(&self) -> bool {
+        let mut number = self.number();
+        let Some(old) = *number else { return true };
+        let is_ours = self.idle.remove(old);
+        *number = is_ours.then(|| self.idle.add(self.closed.clone()));
+        is_ours
+    }
+
     fn number(&self) -> MutexGuard<'_, Option<u64>> {
         self.number.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -142,15 +162,65 @@ impl Drop for UnderWay {
     }
 }
 
+/// What a request and its answer share: that the request is under way, once all of it has been read.
+#[derive(Clone)]
+pub(super) struct OfRequest(Arc<OnceLock<UnderWay>>);
+
+/// A request's body, whose end begins the request.
+pub(super) struct RequestBody<B> {
+    body: B,
+    seat: Seat,
+    of_request: OfRequest,
+}
+
+impl<B: Body> RequestBody<B> {
+    fn note_end(&self) {
+        if self.body.is_end_stream() {
+            self.begin();
+        }
+    }
+
+    fn begin(&self) {
+        // Where the seat is another's already, the connection is about to end.
+        if self.of_request.0.get().is_none()
+            && let Some(under_way) = self.seat.begin()
+        {
+            let _ = self.of_request.0.set(under_way);
+        }
+    }
+}
+
+impl<B: Body + Unpin> Body for RequestBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match frame {
+            None => self.begin(),
+            Some(_) => self.note_end(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// An answer's body, with the request it belongs to under way until it is sent.
 pub(super) struct BusyBody<B> {
     body: B,
-    _under_way: UnderWay,
+    _of_request: OfRequest,
 }
 
 impl<B> BusyBody<B> {
-    pub(super) fn new(body: B, under_way: UnderWay) -> Self {
-        Self { body, _under_way: under_way }
+    pub(super) fn new(body: B, of_request: OfRequest) -> Self {
+        Self { body, _of_request: of_request }
     }
 }
 

@@ -1,9 +1,13 @@
 //! Who may ask: keys, origins of web pages, names of the worker.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use worker_http::{Access, ApiKeys, CorsOrigins, HostRule};
 
-use crate::worker::{Config, Worker, wait_until};
+use crate::worker::{Config, PATIENCE, Worker, wait_until};
 
 const KEY: &str = "sk-first-0123456789";
 const OTHER_KEY: &str = "sk-second";
@@ -121,6 +125,36 @@ async fn a_long_prompt_with_a_wrong_key_is_told_so() {
         let body = json!({ "job_id": "a", "prompt": "x".repeat(900_000) });
         let response = worker.post("/execute", &body).await;
         assert_eq!(response.status(), 401);
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_no_key_and_does_not_send_what_it_announced_is_told_soon() {
+    let api_keys = ApiKeys::new([KEY]).unwrap();
+    let access = Access { api_keys, ..Access::default() };
+    let body_read_timeout = Duration::from_secs(3600);
+    let worker = Worker::start_with(Config { access, body_read_timeout, ..Config::default() }).await;
+    let mut stream = TcpStream::connect(worker.address).await.unwrap();
+    let head = format!("POST /execute HTTP/1.1\r\nhost: {}\r\ncontent-length: 100\r\n\r\n{{", worker.address);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut reply = [0; 12];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut reply)).await.expect("an answer").unwrap();
+    assert_eq!(&reply, b"HTTP/1.1 401");
+}
+
+#[tokio::test]
+async fn long_bodies_that_nobody_reads_get_their_answer() {
+    let worker = with_keys().await;
+    let body = "x".repeat(4 << 20);
+    let post = async |path: &str, key: &str| {
+        let request = worker.client.post(format!("{}{path}", worker.url)).bearer_auth(key).body(body.clone());
+        request.send().await.expect(path).status().as_u16()
+    };
+    for _ in 0..5 {
+        assert_eq!(post("/execute", "sk-wrong").await, 401);
+        assert_eq!(post("/nowhere", KEY).await, 404);
+        assert_eq!(post("/props", KEY).await, 405);
+        assert_eq!(post("/shutdown", KEY).await, 202);
     }
 }
 

@@ -120,9 +120,11 @@ async fn a_body_that_comes_too_slowly_gets_its_answer_all_the_same() {
 async fn silent_connections_make_room_at_once() {
     let n = 16;
     let limits = ServerLimits { max_connections: n, header_read_timeout: NEVER, ..ServerLimits::default() };
-    let worker = with_limits(limits).await;
+    let worker = Worker::start_with(Config { limits, body_read_timeout: NEVER, ..Config::default() }).await;
     let mut silent = Vec::new();
-    for beginning in ["", "POST /exec", "POST /execute HTTP/1.1\r\nhost: x\r\n"].iter().cycle().take(3 * n) {
+    let half_sent = "POST /execute HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+    let beginnings = ["", "POST /exec", "POST /execute HTTP/1.1\r\nhost: x\r\n", half_sent];
+    for beginning in beginnings.iter().cycle().take(4 * n).chain([&half_sent; 16]) {
         let mut stream = connect(&worker).await;
         stream.write_all(beginning.as_bytes()).await.unwrap();
         silent.push(stream);
