@@ -1,9 +1,11 @@
 //! Connections: how many, how long, how much.
 //!
-//! Each limit bounds what a client can cost that says nothing, sends half a request, reads nothing or never leaves. hyper
-//! ends a connection whose client has closed its side, half-closed ones too, and with it the job that streams over it.
+//! Each limit bounds what a client can cost that says nothing, sends half a request, reads nothing or never leaves. A
+//! connection ends whose client has closed its side, half-closed ones too, and with it the job that it waits for: hyper sees
+//! to it, and where the client has sent more than its request, which hides its leaving from hyper, `socket.rs` does.
 
 mod seats;
+mod socket;
 mod stall;
 
 use std::io;
@@ -95,7 +97,8 @@ pub async fn serve(listener: TcpListener, state: AppState, limits: ServerLimits,
             () = &mut stop => break,
             seat = seats.take() => seat,
         };
-        let guarded = StallGuard::new(stream, limits.write_stall_timeout);
+        let (socket, far_side) = socket::watched(stream);
+        let guarded = StallGuard::new(socket, limits.write_stall_timeout);
         let (unsent, flush_timeout) = (guarded.unsent(), limits.flush_timeout);
         let (app, of_service) = (app.clone(), seat.clone());
         let service = service_fn(move |request| answer(app.clone(), of_service.clone(), request));
@@ -108,6 +111,10 @@ pub async fn serve(listener: TcpListener, state: AppState, limits: ServerLimits,
                     if let Err(error) = ended {
                         tracing::debug!(%error, "connection ended early");
                     }
+                }
+                // What hyper can still do for its client, it has just done.
+                () = async { far_side.closed().await; seat.under_way().await } => {
+                    tracing::debug!("connection ended: the client has closed its side");
                 }
                 () = seat.closed() => {
                     tracing::debug!("idle connection closed: another one needed its place");

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 /// All seats.
@@ -89,7 +89,8 @@ impl Seats {
         };
         let closed = CancellationToken::new();
         let number = self.idle.add(closed.clone());
-        Seat(Arc::new(Held { idle: Arc::clone(&self.idle), number: Mutex::new(Some(number)), closed, _permit: permit }))
+        let (idle, number) = (Arc::clone(&self.idle), Mutex::new(Some(number)));
+        Seat(Arc::new(Held { idle, number, closed, is_under_way: watch::Sender::new(false), _permit: permit }))
     }
 }
 
@@ -102,10 +103,17 @@ struct Held {
     /// The place among the idle; none while a request is under way.
     number: Mutex<Option<u64>>,
     closed: CancellationToken,
+    is_under_way: watch::Sender<bool>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Seat {
+    /// Returns once a request is under way.
+    pub(super) async fn under_way(&self) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.0.is_under_way.subscribe().wait_for(|&is_so| is_so).await;
+    }
+
     /// Returns once the seat is another's.
     pub(super) async fn closed(&self) {
         self.0.closed.cancelled().await;
@@ -125,7 +133,10 @@ impl Seat {
     fn begin(&self) -> Option<UnderWay> {
         let number = self.0.number().take();
         // HTTP/1 has one request at a time; should there be two, the seat is busy until the first is over.
-        number.is_none_or(|number| self.0.idle.remove(number)).then(|| UnderWay(Arc::clone(&self.0)))
+        number.is_none_or(|number| self.0.idle.remove(number)).then(|| {
+            self.0.is_under_way.send_replace(true);
+            UnderWay(Arc::clone(&self.0))
+        })
     }
 }
 
@@ -157,6 +168,7 @@ pub(super) struct UnderWay(Arc<Held>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        self.0.is_under_way.send_replace(false);
         let number = self.0.idle.add(self.0.closed.clone());
         *self.0.number() = Some(number);
     }

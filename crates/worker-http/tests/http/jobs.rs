@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use transformer::ExecutorError;
 
 use crate::worker::{Config, PATIENCE, Worker, wait_until};
@@ -91,6 +93,28 @@ async fn a_client_that_leaves_frees_its_job_within_one_step() {
     worker.control.release();
     worker.wait_until_free().await;
     assert!(worker.control.n_steps() <= n_steps + 1);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_that_leaves_is_noticed_although_it_sent_more_than_its_request() {
+    for behind in ["", "\r\n", "GET /health HTTP/1.1\r\nhost: x\r\n\r\n"] {
+        let worker = Worker::start().await;
+        worker.script(&"a".repeat(1000));
+        worker.control.hold_after(2);
+        let body = json!({ "prompt": "hi" }).to_string();
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json";
+        let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}{behind}", body.len());
+        let mut stream = TcpStream::connect(worker.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        wait_until("the job is live", || worker.state.n_live_jobs() == 1).await;
+        worker.control.wait_until_held();
+        drop(stream);
+        wait_until("the job is given up", || worker.state.n_live_jobs() == 0).await;
+        worker.control.release();
+        worker.wait_until_free().await;
+        assert!(worker.control.n_steps() < 10, "{behind:?}: {}", worker.control.n_steps());
+    }
 }
 
 #[tokio::test]
