@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// The most sequences one step may hold: scratch memory and the batch grow with it.
-const MAX_SEQS: u64 = 256;
+pub(crate) const MAX_SEQS: u64 = 256;
 /// More threads than this never help one process.
 const MAX_THREADS: u64 = 1024;
 /// The longest context that may be asked for, in tokens; far above every known model's.

@@ -46,10 +46,24 @@ pub struct ServerLimits {
     pub flush_timeout: Duration,
 }
 
+/// Connections at a time, where the jobs do not need more.
+const MIN_CONNECTIONS: usize = 512;
+/// Connections beside those of the jobs: for a 429, `/health`, `/cancel` and `/shutdown` while all jobs hold theirs.
+const SPARE_CONNECTIONS: usize = 64;
+
+impl ServerLimits {
+    /// The default, with connections for so many live jobs (as many as run and as many as wait) and some to spare. Above
+    /// 512, the process wants a limit of open files that allows for them.
+    pub fn for_jobs(n_jobs: usize) -> Self {
+        let max_connections = n_jobs.saturating_add(SPARE_CONNECTIONS).max(MIN_CONNECTIONS);
+        Self { max_connections, ..Self::default() }
+    }
+}
+
 impl Default for ServerLimits {
     fn default() -> Self {
         Self {
-            max_connections: 512,
+            max_connections: MIN_CONNECTIONS,
             header_read_timeout: Duration::from_secs(20),
             max_head_bytes: 32 << 10,
             max_headers: 100,
@@ -150,4 +164,16 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     // A token is a small write that must not wait for the next one.
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_leave_connections_for_others() {
+        let connections = |n_jobs| ServerLimits::for_jobs(n_jobs).max_connections;
+        assert_eq!([connections(72), connections(448), connections(449)], [512, 512, 513]);
+        assert_eq!(connections(65_536 + 256), 65_536 + 256 + 64);
+    }
 }

@@ -19,7 +19,7 @@ use weight_loader::ModelFile;
 use worker_http::{AppState, ModelFacts, Served, ServerLimits, Settings};
 
 use crate::callback::{self, Ready};
-use crate::cli::ServeArgs;
+use crate::cli::{MAX_SEQS, ServeArgs};
 use crate::heartbeat::Heartbeat;
 use crate::kv_plan::Pool;
 use crate::logging::{self, Quiet};
@@ -74,11 +74,13 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         body_read_timeout: worker_http::BODY_READ_TIMEOUT,
         access,
     });
+    // How many run at a time follows from the device where nobody says it.
+    let max_seqs = args.limits.max_seqs.map_or(MAX_SEQS as usize, |n| n as usize);
     let end_of_service = CancellationToken::new();
     let server = tokio::spawn(worker_http::serve(
         listener,
         state.clone(),
-        ServerLimits::default(),
+        ServerLimits::for_jobs(max_seqs + args.worker.queue_limit as usize),
         end_of_service.clone().cancelled_owned(),
     ));
 
