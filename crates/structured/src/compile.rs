@@ -17,7 +17,7 @@ use crate::{gbnf, schema};
 
 /// The longest schema, expression or grammar, in bytes. Of several tools: all of them together.
 pub const MAX_SHAPE_BYTES: usize = 64 << 10;
-/// How deep a schema's values or a grammar's brackets may be nested.
+/// How deep a schema's values or an expression's brackets may be nested. Grammars may be less deep.
 pub const MAX_DEPTH: usize = 64;
 /// The most strings to choose from.
 const MAX_CHOICES: usize = 1024;
@@ -180,6 +180,9 @@ impl Grammars {
             Shape::Choice(choices) => choice_lark(choices)?,
             Shape::Regex(regex) => {
                 check_text(regex)?;
+                if regex.bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 1 {
+                    return Err(ShapeError::new("expected a character behind the last \\, got the end"));
+                }
                 format!("start: /{}/", llguidance::regex_to_lark(regex, ""))
             }
             Shape::Lark(lark) => {
@@ -187,7 +190,7 @@ impl Grammars {
                 lark.clone()
             }
             Shape::Gbnf(source) => {
-                check_text(source)?;
+                check_some(source)?;
                 gbnf::to_lark(source).map_err(ShapeError::new)?
             }
         };
@@ -258,13 +261,19 @@ pub(crate) fn check_len(n_bytes: usize) -> Result<(), ShapeError> {
     Ok(())
 }
 
-/// A grammar or an expression that is neither empty nor too long nor too deep. Brackets count wherever they stand, within
-/// quotes too.
-fn check_text(text: &str) -> Result<(), ShapeError> {
+/// A grammar or an expression that is neither empty nor too long.
+fn check_some(text: &str) -> Result<(), ShapeError> {
     check_len(text.len())?;
     if text.trim().is_empty() {
         return Err(ShapeError::new("expected something, got nothing"));
     }
+    Ok(())
+}
+
+/// [`check_some`], and not too deep, as far as can be told without reading its syntax: brackets count wherever they stand,
+/// within quotes too. `llguidance` counts those of an expression or of Lark itself, and allows fewer in Lark.
+fn check_text(text: &str) -> Result<(), ShapeError> {
+    check_some(text)?;
     let mut depth = 0usize;
     for (at, byte) in text.bytes().enumerate() {
         match byte {

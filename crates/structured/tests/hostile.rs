@@ -83,6 +83,15 @@ fn hostile_shapes() {
         ("many signs behind each other", Shape::Regex(format!("a{}", "?".repeat(60_000)))),
         ("many options", Shape::Regex("a?".repeat(3000) + &"a".repeat(3000))),
         ("brackets at the limit", Shape::Regex(format!("{}a{}", "(".repeat(64), ")*".repeat(64)))),
+        (
+            "brackets in quotes",
+            Shape::Gbnf(format!("root ::= {}root?{}", "(\")\" ".repeat(10_000), ")".repeat(10_000))),
+        ),
+        (
+            "brackets in Lark's quotes",
+            Shape::Lark(format!("start: {}\"a\"{}", "(\")\" ".repeat(9_000), ")".repeat(9_000))),
+        ),
+        ("brackets in classes", Shape::Regex(format!("{}a{}", "([)]".repeat(10_000), ")".repeat(10_000)))),
         ("a long chain of rules", Shape::Gbnf(format!("root ::= r0\n{chain}r4000 ::= \"a\""))),
         ("rules that double", Shape::Gbnf(format!("root ::= a0\n{doubling}a60 ::= \"a\""))),
         ("a rule of itself", Shape::Gbnf("root ::= root".into())),

@@ -155,6 +155,21 @@ fn gbnf_with_recursion() {
     check(Shape::Gbnf("root ::= | \"a\" root \"b\"".into()), &["", "ab", "aabb"], &["a", "aab"]);
 }
 
+/// Groups within each other, each with an alternative, repeated, and recursive at the innermost.
+fn in_groups(n: usize) -> String {
+    format!("root ::=\n {} root?{}", "(\"a\" | ".repeat(n), "){1,2}".repeat(n))
+}
+
+#[test]
+fn groups_may_be_nested_up_to_the_limit() {
+    check(Shape::Gbnf(in_groups(28)), &["a", "aa"], &["b"]);
+    let regular = format!("root ::= {}\"b\"{}", "(\"a\" | ".repeat(28), ")*".repeat(28));
+    check(Shape::Gbnf(regular), &["", "b", "abab"], &["c"]);
+    let quoted = format!("root ::= {}root?{}", "(\")\" ".repeat(28), ")".repeat(28));
+    check(Shape::Gbnf(quoted), &[&")".repeat(28)], &[")"]);
+    check(Shape::Regex("a\\\\".into()), &["a\\"], &["a"]);
+}
+
 fn tools() -> Vec<Tool> {
     let place = json!({ "type": "object", "properties": { "place": { "enum": ["Rome", "Oslo"] } }, "required": ["place"],
         "additionalProperties": false });
@@ -243,6 +258,8 @@ fn faults_say_what_and_where() {
         Shape::Gbnf("root = \"a\"".into()),
         Shape::Gbnf("root ::= root".into()),
         schema(json!({ "$ref": "#" })),
+        Shape::Regex("a\\".into()),
+        Shape::Gbnf(in_groups(29)),
     ];
     insta::assert_snapshot!(faults.map(fault).join("\n"));
 }

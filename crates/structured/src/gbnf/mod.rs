@@ -31,7 +31,8 @@ pub(crate) fn to_lark(source: &str) -> Result<String, String> {
 
 /// Of each rule, whether it refers, over however many others, to none that refers to itself.
 fn regular_rules(rules: &[Rule]) -> Vec<bool> {
-    let references: Vec<Vec<usize>> = rules.iter().map(|rule| rule.expr.references()).collect();
+    let mut references: Vec<Vec<usize>> = vec![Vec::new(); rules.len()];
+    rules.iter().zip(&mut references).for_each(|(rule, to)| rule.expr.references(to));
     // A rule is regular once all that it refers to are: what is never reached that way lies on a circle or leads to one.
     let mut n_open: Vec<usize> = references.iter().map(Vec::len).collect();
     let mut referring = vec![Vec::new(); rules.len()];
@@ -67,64 +68,86 @@ impl Writer<'_> {
     }
 
     fn rule(&mut self, at: usize) {
-        let (name, expr) = (self.name(at), &self.rules[at].expr);
-        let body = if self.is_regular[at] { self.terminal(expr) } else { self.mixed(expr) };
+        let (name, rules) = (self.name(at), self.rules);
+        let body = self.write(&rules[at].expr).text;
         // Writing to a string does not fail.
         let _ = writeln!(self.lark, "{name}: {body}");
     }
 
-    fn regular(&self, expr: &Expr) -> bool {
-        expr.references().into_iter().all(|at| self.is_regular[at])
-    }
-
-    /// An expression as part of a lexeme.
-    fn terminal(&self, expr: &Expr) -> String {
+    /// An expression, each part of it written once: as part of a lexeme where it is regular, else with its regular parts as
+    /// lexemes of their own.
+    fn write(&mut self, expr: &Expr) -> Written {
         match expr {
-            Expr::Class(regex) => format!("/{regex}/"),
-            Expr::Rule(at) => self.name(*at),
-            Expr::Sequence(all) if all.is_empty() => "\"\"".into(),
-            Expr::Sequence(all) => all.iter().map(|expr| self.terminal(expr)).collect::<Vec<_>>().join(" "),
-            Expr::Alternatives(all) => {
-                let all: Vec<String> = all.iter().map(|expr| self.terminal(expr)).collect();
-                format!("({})", all.join(" | "))
+            Expr::Class(regex) => Written { text: format!("/{regex}/"), is_regular: true, binds: Binds::Alone },
+            Expr::Rule(at) => Written { text: self.name(*at), is_regular: self.is_regular[*at], binds: Binds::Alone },
+            Expr::Sequence(all) if all.is_empty() => {
+                Written { text: "\"\"".into(), is_regular: true, binds: Binds::Alone }
             }
-            Expr::Repeated(expr, min, max) => format!("({}){}", self.terminal(expr), times(*min, *max)),
+            Expr::Sequence(all) => self.sequence(all),
+            Expr::Alternatives(all) => {
+                let all: Vec<Written> = all.iter().map(|expr| self.write(expr)).collect();
+                let is_regular = all.iter().all(|part| part.is_regular);
+                let parts = all.into_iter().map(|part| if is_regular { part.text } else { self.outside_lexeme(part) });
+                let text = parts.collect::<Vec<_>>().join(" | ");
+                Written { text, is_regular, binds: Binds::Alternatives }
+            }
+            Expr::Repeated(expr, min, max) => {
+                let part = self.write(expr);
+                let text = format!("{}{}", part.within(Binds::Alone), times(*min, *max));
+                Written { text, is_regular: part.is_regular, binds: Binds::Sequence }
+            }
         }
     }
 
-    /// An expression that refers to a rule that refers to itself.
-    fn mixed(&mut self, expr: &Expr) -> String {
-        if self.regular(expr) {
-            return self.run(std::slice::from_ref(expr));
+    /// Neighbours that are regular become one lexeme together.
+    fn sequence(&mut self, all: &[Expr]) -> Written {
+        if let [only] = all {
+            return self.write(only);
         }
-        match expr {
-            Expr::Sequence(all) => {
-                let mut parts = Vec::new();
-                let mut rest = all.as_slice();
-                while !rest.is_empty() {
-                    let n = rest.iter().take_while(|expr| self.regular(expr)).count();
-                    parts.push(if n > 0 { self.run(&rest[..n]) } else { self.mixed(&rest[0]) });
-                    rest = &rest[n.max(1)..];
-                }
-                format!("({})", parts.join(" "))
-            }
-            Expr::Alternatives(all) => {
-                let all: Vec<String> = all.iter().map(|expr| self.mixed(expr)).collect();
-                format!("({})", all.join(" | "))
-            }
-            Expr::Repeated(expr, min, max) => format!("({}){}", self.mixed(expr), times(*min, *max)),
-            Expr::Rule(at) => self.name(*at),
-            Expr::Class(regex) => format!("/{regex}/"),
-        }
+        let all: Vec<Written> = all.iter().map(|expr| self.write(expr)).collect();
+        let is_regular = all.iter().all(|part| part.is_regular);
+        let parts = all.chunk_by(|a, b| a.is_regular && b.is_regular).map(|neighbours| {
+            let texts: Vec<String> = neighbours.iter().map(|part| part.within(Binds::Sequence)).collect();
+            let text = texts.join(" ");
+            if neighbours[0].is_regular && !is_regular { self.lexeme(&text) } else { text }
+        });
+        Written { text: parts.collect::<Vec<_>>().join(" "), is_regular, binds: Binds::Sequence }
     }
 
-    /// Neighbours that are regular, as one lexeme.
-    fn run(&mut self, all: &[Expr]) -> String {
-        let body: Vec<String> = all.iter().map(|expr| self.terminal(expr)).collect();
+    /// A part as it stands between others that are not regular.
+    fn outside_lexeme(&mut self, part: Written) -> String {
+        if part.is_regular { self.lexeme(&part.text) } else { part.text }
+    }
+
+    /// A lexeme of its own, by its name.
+    fn lexeme(&mut self, body: &str) -> String {
         let name = format!("RUN{}", self.n_runs);
         self.n_runs += 1;
-        let _ = writeln!(self.lark, "{name}: {}", body.join(" "));
+        let _ = writeln!(self.lark, "{name}: {body}");
         name
+    }
+}
+
+/// An expression in Lark.
+struct Written {
+    text: String,
+    /// Whether it can be part of a lexeme.
+    is_regular: bool,
+    binds: Binds,
+}
+
+/// What holds an expression together, the weakest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Binds {
+    Alternatives,
+    Sequence,
+    Alone,
+}
+
+impl Written {
+    /// In brackets, unless it holds together as well as this without.
+    fn within(&self, binds: Binds) -> String {
+        if self.binds >= binds { self.text.clone() } else { format!("({})", self.text) }
     }
 }
 

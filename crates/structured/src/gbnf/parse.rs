@@ -7,6 +7,10 @@ use super::escaped_char;
 /// The most that a repetition may count, as in llama.cpp.
 const MAX_TIMES: u32 = 2000;
 
+/// How deep groups may be nested. `llguidance` takes Lark of at most 29 levels, the rule's own among them, and the Lark of a
+/// group is one of its levels at most.
+pub(super) const MAX_GROUPS: usize = 28;
+
 /// A rule; its expression refers to others by their number.
 #[derive(Debug)]
 pub(super) struct Rule {
@@ -25,13 +29,13 @@ pub(super) enum Expr {
 }
 
 impl Expr {
-    /// Rules that it refers to, as often as it does.
-    pub(super) fn references(&self) -> Vec<usize> {
+    /// Adds the rules that it refers to, as often as it does.
+    pub(super) fn references(&self, to: &mut Vec<usize>) {
         match self {
-            Self::Class(_) => Vec::new(),
-            Self::Rule(at) => vec![*at],
-            Self::Sequence(all) | Self::Alternatives(all) => all.iter().flat_map(Self::references).collect(),
-            Self::Repeated(expr, ..) => expr.references(),
+            Self::Class(_) => {}
+            Self::Rule(at) => to.push(*at),
+            Self::Sequence(all) | Self::Alternatives(all) => all.iter().for_each(|expr| expr.references(to)),
+            Self::Repeated(expr, ..) => expr.references(to),
         }
     }
 }
@@ -41,7 +45,8 @@ impl Expr {
 /// # Errors
 /// What is wrong, with line and column.
 pub(super) fn parse(source: &str) -> Result<Vec<Rule>, String> {
-    let mut parser = Parser { source, at: 0, numbers: HashMap::new(), rules: Vec::new(), first_use: Vec::new() };
+    let (numbers, rules, first_use) = (HashMap::new(), Vec::new(), Vec::new());
+    let mut parser = Parser { source, at: 0, numbers, rules, first_use, n_groups: 0 };
     parser.skip(true);
     while parser.peek().is_some() {
         parser.rule()?;
@@ -77,6 +82,8 @@ struct Parser<'a> {
     rules: Vec<Option<Expr>>,
     /// Of each rule, where it is first named.
     first_use: Vec<usize>,
+    /// Groups that are open.
+    n_groups: usize,
 }
 
 impl Parser<'_> {
@@ -187,10 +194,15 @@ impl Parser<'_> {
                 Ok(Some(Expr::Class("(?s:.)".into())))
             }
             Some('(') => {
+                if self.n_groups == MAX_GROUPS {
+                    return self.fault(&format!("expected groups at most {MAX_GROUPS} deep"));
+                }
+                self.n_groups += 1;
                 self.at += 1;
                 self.skip(true);
                 let inner = self.alternatives(true)?;
                 self.skip(true);
+                self.n_groups -= 1;
                 if self.take(")") { Ok(Some(inner)) } else { self.fault("expected )") }
             }
             Some('<' | '!') => self.fault("references to tokens are not supported"),
