@@ -3,6 +3,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use engine::Constraint;
 use llguidance::api::TopLevelGrammar;
@@ -28,6 +29,8 @@ const MAX_TOKEN_BYTES: usize = 512;
 const MAX_LEXER_STATES: usize = 20_000;
 /// The stack of the thread that compiles: what parses grammars there goes down into them by recursion.
 const STACK_BYTES: usize = 256 << 20;
+/// The longest that the part or the tool is looked for which makes a shape fail; each try is another compilation.
+const BLAME_TIME: Duration = Duration::from_secs(2);
 /// The longest message of a fault, in bytes.
 const MAX_MESSAGE_BYTES: usize = 400;
 
@@ -148,7 +151,8 @@ impl Grammars {
         })?
     }
 
-    /// Understands a shape. Takes milliseconds, at worst a second or so: not for a thread that serves connections.
+    /// Understands a shape. Takes milliseconds, at worst a few seconds, of which at most two or so go to finding what is at
+    /// fault: not for a thread that serves connections.
     ///
     /// # Errors
     /// What is wrong with it, and where.
@@ -198,20 +202,29 @@ impl Grammars {
     }
 
     fn compile_schema(&self, schema: &Value) -> Result<Compiled, ShapeError> {
-        let compile = |schema: &Value| self.create(TopLevelGrammar::from_json_schema(schema::with_layout(schema)));
-        compile(schema).map_err(|error| {
-            let (place, message) = schema::locate(schema, error, |schema| compile(schema).err());
-            ShapeError { place, tool: None, message }
-        })
+        self.create_of(schema).map_err(|error| self.blame_part(schema, error, Instant::now() + BLAME_TIME))
+    }
+
+    fn create_of(&self, schema: &Value) -> Result<Compiled, String> {
+        self.create(TopLevelGrammar::from_json_schema(schema::with_layout(schema)))
+    }
+
+    /// Which part of a schema makes it fail; all of it where none is found by `until`.
+    fn blame_part(&self, schema: &Value, error: String, until: Instant) -> ShapeError {
+        let (place, message) = schema::locate(schema, error, until, |part| self.create_of(part).err());
+        ShapeError { place, tool: None, message }
     }
 
     /// Which tool's parameters make the grammar of all of them fail.
     fn blame_tool(&self, tools: &[Tool], error: String) -> ShapeError {
+        let until = Instant::now() + BLAME_TIME;
         let fault = |(at, tool): (usize, &Tool)| {
-            let error = self.compile_schema(&tools::arguments_schema(&tool.parameters)).err()?;
-            Some(ShapeError { tool: Some(at), ..error })
+            let schema = tools::arguments_schema(&tool.parameters);
+            let error = self.create_of(&schema).err()?;
+            Some(ShapeError { tool: Some(at), ..self.blame_part(&schema, error, until) })
         };
-        tools.iter().enumerate().find_map(fault).unwrap_or_else(|| ShapeError::new(error))
+        let mut tried = tools.iter().enumerate().take_while(|_| Instant::now() < until);
+        tried.find_map(fault).unwrap_or_else(|| ShapeError::new(error))
     }
 
     fn create(&self, grammar: TopLevelGrammar) -> Result<Compiled, String> {

@@ -1,5 +1,7 @@
 //! JSON schemas before they are compiled: what is not supported, by name and place; and where a fault lies.
 
+use std::time::Instant;
+
 use serde_json::{Map, Value, json};
 
 use crate::compile::{MAX_DEPTH, ShapeError, check_len};
@@ -137,14 +139,22 @@ fn with_options(schema: &Value, options: Value) -> Value {
     schema.into()
 }
 
-/// The smallest part of a faulty schema that is at fault by itself, with what `fault` says of it. References of a part are
-/// those of the whole.
-pub(crate) fn locate(schema: &Value, error: String, fault: impl Fn(&Value) -> Option<String>) -> (String, String) {
+/// The smallest part of a faulty schema that is at fault by itself, with what `fault` says of it, if it is found by `until`.
+/// References of a part are those of the whole.
+pub(crate) fn locate(
+    schema: &Value,
+    error: String,
+    until: Instant,
+    fault: impl Fn(&Value) -> Option<String>,
+) -> (String, String) {
     let mut parts = Vec::new();
     walk(schema, &mut String::new(), &mut |place, part| parts.push((place.to_owned(), part)));
     // From the deepest up.
     parts.sort_by_key(|(place, _)| std::cmp::Reverse(place.matches('/').count()));
     for (place, part) in parts.into_iter().take(MAX_TRIED).filter(|(place, _)| !place.is_empty()) {
+        if Instant::now() >= until {
+            break;
+        }
         let mut part = part.clone();
         for definitions in ["$defs", "definitions"] {
             if let Some(all) = schema.get(definitions) {

@@ -73,6 +73,12 @@ fn hostile_shapes() {
     let branches: Vec<Value> = (0..12)
         .map(|i| json!({ "anyOf": [{ "required": [format!("a{i}")] }, { "required": [format!("b{i}")] }] }))
         .collect();
+    let many: Value = (0..1500).map(|i| (format!("p{i}"), json!({ "type": "integer" }))).collect();
+    let slow = json!({ "type": "object", "properties": many });
+    let mut parts: Value = (0..64).map(|i| (format!("p{i}"), json!({ "$ref": "#/$defs/slow" }))).collect();
+    parts["last"] = json!({ "type": "string", "format": "colour" });
+    // The deepest are tried first.
+    let parts = (0..3).fold(parts, |inner, _| json!({ "a": { "properties": inner } }));
     for (what, shape) in [
         ("a repetition of repetitions", Shape::Regex("((a{1000}){1000}){1000}".into())),
         ("many ways through", Shape::Regex("(a|a)*(a|aa)*b".into())),
@@ -117,6 +123,7 @@ fn hostile_shapes() {
             ),
         ),
         ("a product of unions", schema(json!({ "type": "object", "allOf": branches }))),
+        ("slow parts of a faulty whole", schema(json!({ "properties": parts, "$defs": { "slow": slow } }))),
         ("many properties", schema(json!({ "type": "object", "properties": properties }))),
         ("a long list", schema(json!({ "type": "array", "items": {}, "minItems": 1_000_000_000u64 }))),
         ("a long text", schema(json!({ "type": "string", "minLength": 1_000_000_000u64 }))),
