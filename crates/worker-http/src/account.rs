@@ -12,6 +12,7 @@ use axum::response::Response;
 
 use crate::error::ErrorCode;
 use crate::metrics::ABORT;
+use crate::routes;
 use crate::state::AppState;
 
 tokio::task_local! {
@@ -33,6 +34,13 @@ fn is_job() -> bool {
 /// Marks the response of a request that became a job, which logs a line of its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OfJob;
+
+/// Counts a request for answers that is refused before [`keep`] sees it, for who sends it.
+pub(crate) fn refused_at_the_door(state: &AppState, request: &Request, code: ErrorCode) {
+    if routes::is_generating(request.method(), request.uri().path()) {
+        state.metrics().request_done(code.label());
+    }
+}
 
 /// Runs a request for answers, and counts it if no job does.
 pub(crate) async fn keep(State(state): State<AppState>, request: Request, next: Next) -> Response {

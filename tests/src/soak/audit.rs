@@ -46,9 +46,8 @@ impl Log {
                 }
                 Some("refused") => {
                     let code = text("code");
-                    // What is refused before or beside the route was no request for an answer yet.
-                    let is_routed = line["method"] == "POST" && code != "FORBIDDEN";
-                    if is_routed && ANSWERING.contains(&text("path").as_str()) {
+                    // By another method it was no request for an answer.
+                    if line["method"] == "POST" && ANSWERING.contains(&text("path").as_str()) {
                         count(code.clone());
                     }
                     log.refusals.entry(label.into()).or_default().push(code);

@@ -16,6 +16,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use crate::account;
 use crate::body;
 use crate::error::{ApiError, ErrorCode};
 use crate::state::AppState;
@@ -49,7 +50,7 @@ pub(crate) async fn check_host_and_origin(State(state): State<AppState>, request
     let checked = access.hosts.check(request.headers()).and_then(|()| access.cors_origins.check(request.headers()));
     match checked {
         Ok(()) => next.run(request).await,
-        Err(error) => refuse(request, error).await,
+        Err(error) => refuse(&state, request, error).await,
     }
 }
 
@@ -62,13 +63,14 @@ pub(crate) async fn check_key(State(state): State<AppState>, request: Request, n
     let given = request.headers().contains_key(header::AUTHORIZATION);
     let message =
         if given { "the API key is not one of this worker's" } else { "an API key is needed: Authorization: Bearer" };
-    let mut response = refuse(request, ApiError::new(ErrorCode::Unauthorized, message)).await;
+    let mut response = refuse(&state, request, ApiError::new(ErrorCode::Unauthorized, message)).await;
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
 /// Refuses, once what is left of the request has been read.
-async fn refuse(request: Request<Body>, error: ApiError) -> Response {
+async fn refuse(state: &AppState, request: Request<Body>, error: ApiError) -> Response {
+    account::refused_at_the_door(state, &request, error.code);
     body::discard(request).await;
     error.into_response()
 }

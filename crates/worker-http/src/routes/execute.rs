@@ -13,6 +13,7 @@ use crate::job::{self, Answers, Generation, Job, JobRequest, MAX_TOKENS, Prompt,
 use crate::sse::{self, Frames};
 use crate::state::AppState;
 
+pub(super) const PATH: &str = "/execute";
 /// The longest prompt, in Unicode scalar values.
 const MAX_PROMPT_CHARS: usize = 32_768;
 /// The most stop strings a job may have.

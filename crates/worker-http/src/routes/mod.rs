@@ -14,6 +14,7 @@ mod ready;
 mod shutdown;
 mod tokenize;
 
+use axum::http::Method;
 use axum::routing::{get, post};
 use axum::{Router, middleware};
 
@@ -37,10 +38,15 @@ pub(crate) fn routes(state: &AppState) -> Router<AppState> {
         .merge(page::routes())
 }
 
+/// Whether a request is for answers, by its method and path: those of [`generating`].
+pub(crate) fn is_generating(method: &Method, path: &str) -> bool {
+    method == Method::POST && (path == execute::PATH || openai::is_generating(path))
+}
+
 /// Routes that answer prompts. Their requests are accounted for.
 fn generating(state: &AppState) -> Router<AppState> {
     Router::new()
-        .route("/execute", post(execute::execute))
+        .route(execute::PATH, post(execute::execute))
         .merge(openai::generating())
         .route_layer(middleware::from_fn_with_state(state.clone(), account::keep))
 }

@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 use transformer::ExecutorError;
-use worker_http::{AppState, Settings, app};
+use worker_http::{Access, ApiKeys, AppState, Settings, app};
 
 use crate::worker::{Config, Worker, served, settings, wait_until};
 
@@ -165,6 +165,21 @@ async fn every_request_has_exactly_one_outcome() {
     assert_eq!(outcomes(&worker).await, counts(&expected));
     let answers = [("abort", 2.0), ("error", 1.0), ("length", 2.0), ("stop", 4.0)];
     assert_eq!(reasons(&worker).await, counts(&answers));
+}
+
+#[tokio::test]
+async fn requests_refused_for_who_sends_them_have_an_outcome_too() {
+    let access = Access { api_keys: ApiKeys::new(["sk-a"]).unwrap(), ..Access::default() };
+    let worker = Worker::start_with(Config { access, ..Config::default() }).await;
+    for path in ["/execute", "/v1/chat/completions", "/chat/completions", "/v1/completions", "/completions"] {
+        assert_eq!(worker.post(path, &json!({})).await.status(), 401, "{path}");
+    }
+    let foreign = worker.client.post(format!("{}/execute", worker.url)).header("origin", "https://evil.example");
+    assert_eq!(foreign.send().await.unwrap().status(), 403);
+    // Not for answers.
+    assert_eq!(worker.post("/tokenize", &json!({})).await.status(), 401);
+    assert_eq!(worker.get("/v1/completions").await.status(), 401);
+    assert_eq!(outcomes(&worker).await, counts(&[("FORBIDDEN", 1.0), ("UNAUTHORIZED", 5.0)]));
 }
 
 #[tokio::test]

@@ -34,19 +34,27 @@ pub(crate) use errors::in_openai_form;
 use form::{Envelope, Form, Usage};
 use stream::{Chunks, StreamOptions};
 
+/// What each path begins with, or nothing.
+const PREFIXES: [&str; 2] = ["/v1", ""];
+const CHAT: &str = "/chat/completions";
+const COMPLETIONS: &str = "/completions";
+
 /// Routes that answer prompts.
 pub(super) fn generating() -> Router<AppState> {
-    ["/v1", ""].into_iter().fold(Router::new(), |router, prefix| {
+    PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         let path = |path: &str| format!("{prefix}{path}");
-        router
-            .route(&path("/chat/completions"), post(chat::chat))
-            .route(&path("/completions"), post(completions::completions))
+        router.route(&path(CHAT), post(chat::chat)).route(&path(COMPLETIONS), post(completions::completions))
     })
+}
+
+/// Whether it is the path of one of [`generating`]'s.
+pub(super) fn is_generating(path: &str) -> bool {
+    PREFIXES.into_iter().any(|prefix| path.strip_prefix(prefix).is_some_and(|path| [CHAT, COMPLETIONS].contains(&path)))
 }
 
 /// Routes that tell of the model.
 pub(super) fn models() -> Router<AppState> {
-    ["/v1", ""].into_iter().fold(Router::new(), |router, prefix| {
+    PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         let path = |path: &str| format!("{prefix}{path}");
         router.route(&path("/models"), get(models::list)).route(&path("/models/{*model}"), get(models::retrieve))
     })
