@@ -17,15 +17,18 @@ pub(super) fn tokens_per_sec(n_tokens: usize, decode: Duration) -> f64 {
 
 /// The time before a token.
 pub(super) enum Gap {
-    /// From acceptance to the first one.
+    /// From the request to the first one.
     BeforeFirst(Duration),
     /// From the one before.
     BetweenTokens(Duration),
 }
 
-/// When a job's milestones were seen from here: the engine's own figures come only with an answer that ends by itself.
+/// When an answer's milestones were seen from here. The engine's own figures come only with an answer that ends by itself, and
+/// all answers are to be timed alike.
 pub(super) struct Clock {
     pub(super) received: Instant,
+    /// When the engine had it.
+    submitted: Instant,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
@@ -33,8 +36,8 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn new(received: Instant) -> Self {
-        Self { received, admitted: None, first_token: None, last_token: None, last_metrics: None }
+    pub(super) fn new(received: Instant, submitted: Instant) -> Self {
+        Self { received, submitted, admitted: None, first_token: None, last_token: None, last_metrics: None }
     }
 
     pub(super) fn admitted(&mut self) {
@@ -53,7 +56,7 @@ impl Clock {
         }
     }
 
-    /// From acceptance to the first token.
+    /// From the request to the first token.
     pub(super) fn before_first_token(&self) -> Option<Duration> {
         self.first_token.map(|first| first - self.received)
     }
@@ -72,12 +75,28 @@ impl Clock {
     /// What has passed so far; a stage that is not over ends now.
     pub(super) fn timings(&self) -> Timings {
         let now = Instant::now();
-        let queued = self.admitted.unwrap_or(now) - self.received;
+        let queued = self.admitted.unwrap_or(now) - self.submitted;
         let prefill = self.admitted.map_or(Duration::ZERO, |admitted| self.first_token.unwrap_or(now) - admitted);
         let decode = match (self.first_token, self.last_token) {
             (Some(first), Some(last)) => last - first,
             _ => Duration::ZERO,
         };
         Timings { queued, prefill, decode }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_before_the_queue_is_part_of_the_first_tokens_time_and_not_of_the_queues() {
+        let (now, before) = (Instant::now(), Duration::from_secs(3600));
+        let mut clock = Clock::new(now.checked_sub(before).unwrap_or(now), now);
+        clock.admitted();
+        let Gap::BeforeFirst(time) = clock.token() else { panic!("it is the first") };
+        assert_eq!(clock.before_first_token(), Some(time));
+        let Timings { queued, prefill, decode } = clock.timings();
+        assert!(time >= before && queued + prefill < before && decode == Duration::ZERO);
     }
 }

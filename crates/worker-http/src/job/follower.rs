@@ -6,8 +6,9 @@
 //! within one step.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use engine::{EndReason, Event as EngineEvent, Timings};
+use engine::{EndReason, Event as EngineEvent};
 use tokenizer::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Instrument;
@@ -26,7 +27,6 @@ enum Outcome {
     End {
         reason: StopReason,
         stop: Option<usize>,
-        timings: Option<Timings>,
     },
     Error(ApiError),
     /// The client went away; nobody is left to be told.
@@ -53,6 +53,7 @@ pub(super) struct Follower {
 /// One of a job's answers, as the engine has taken it.
 pub(super) struct Taken {
     pub(super) job: engine::Job,
+    pub(super) submitted: Instant,
     /// Where its events go.
     pub(super) events: mpsc::Sender<Event>,
     /// Which of the job's answers it is.
@@ -61,12 +62,12 @@ pub(super) struct Taken {
     pub(super) max_tokens: usize,
     /// Tokens of its prompt.
     pub(super) n_prompt: usize,
-    /// Of several answers to one prompt, the first counts its tokens.
+    /// Of several answers to one prompt, the first has its length among its figures.
     pub(super) counts_prompt: bool,
 }
 
 impl Follower {
-    /// Follows `taken`; its time counts from the job's acceptance.
+    /// Follows `taken`; its time counts from the request.
     pub(super) fn new(
         state: &AppState,
         tokenizer: &Arc<Tokenizer>,
@@ -80,7 +81,7 @@ impl Follower {
             tokenizer: Arc::clone(tokenizer),
             stop: generation.stop.clone(),
             reports_metrics: generation.reports_metrics,
-            clock: Clock::new(record.received.at()),
+            clock: Clock::new(record.received.at(), taken.submitted),
             record,
             taken,
             n_cached: 0,
@@ -130,7 +131,7 @@ impl Follower {
                 let stop = self.answer.push(&self.tokenizer, token, &mut due);
                 self.send_tokens(due);
                 if stop.is_some() {
-                    return Some(Outcome::End { reason: StopReason::StopSequence, stop, timings: None });
+                    return Some(Outcome::End { reason: StopReason::StopSequence, stop });
                 }
                 self.send_metrics_if_due();
             }
@@ -141,7 +142,7 @@ impl Follower {
                     EndReason::MaxTokens => StopReason::MaxTokens,
                     EndReason::EndToken(_) => StopReason::Eos,
                 };
-                return Some(Outcome::End { reason, stop: None, timings: Some(finished.timings) });
+                return Some(Outcome::End { reason, stop: None });
             }
             Some(EngineEvent::Failed(failure)) => return Some(Outcome::Error(failure.into())),
             None => {
@@ -154,7 +155,7 @@ impl Follower {
 
     /// Sends the terminal event, with everything counted and logged, and the job's name free, before the client can see it.
     fn end(mut self, outcome: Outcome) {
-        let Taken { job, events, choice, max_tokens, n_prompt, counts_prompt } = self.taken;
+        let Taken { job, events, choice, max_tokens, n_prompt, counts_prompt, .. } = self.taken;
         // The engine is to know at once.
         drop(job);
         let mut due = Vec::new();
@@ -164,11 +165,10 @@ impl Follower {
             // A client that is gone reads nothing; nothing depends on it.
             let _ = events.try_send(Event::Token(event));
         }
-        let mut timings = self.clock.timings();
+        let timings = self.clock.timings();
         let n_generated = self.answer.n_tokens();
         let (ending, terminal) = match outcome {
-            Outcome::End { reason, stop, timings: measured } => {
-                timings = measured.unwrap_or(timings);
+            Outcome::End { reason, stop } => {
                 let stop = stop.or(late_stop).map(|stop| self.stop.swap_remove(stop));
                 let reason = if stop.is_some() { StopReason::StopSequence } else { reason };
                 let end = End {
@@ -209,10 +209,9 @@ impl Follower {
         }
     }
 
-    /// The prompt counts once it has been read, which its first token shows.
+    /// The prompt counts once it has been read, which the first token of any of its answers shows.
     fn count_prompt(&mut self) {
-        if self.taken.counts_prompt && !self.prompt_counted {
-            self.prompt_counted = true;
+        if !std::mem::replace(&mut self.prompt_counted, true) && self.record.is_first_to_read(self.taken.choice) {
             self.state.metrics().prompt_read(self.taken.n_prompt);
         }
     }

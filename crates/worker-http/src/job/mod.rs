@@ -14,6 +14,7 @@ mod record;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use engine::Sampling;
 use structured::Compiled;
@@ -118,6 +119,7 @@ pub(crate) async fn start(state: &AppState, received: Received, request: JobRequ
     };
     let max_tokens: Vec<usize> = requests.iter().map(|request| request.max_tokens).collect();
     let jobs = served.engine.submit_all(requests)?;
+    let submitted = Instant::now();
 
     account::hand_to_job();
     let record = Arc::new(Record::new(state, live, received, &n_prompt_tokens, n));
@@ -125,7 +127,7 @@ pub(crate) async fn start(state: &AppState, received: Received, request: JobRequ
     for (choice, (job, max_tokens)) in jobs.into_iter().zip(max_tokens).enumerate() {
         let (events, receiver) = mpsc::channel(max_events(max_tokens));
         let (n_prompt, counts_prompt) = (n_prompt_tokens[choice / n], choice.is_multiple_of(n));
-        let taken = Taken { job, events, choice, max_tokens, n_prompt, counts_prompt };
+        let taken = Taken { job, submitted, events, choice, max_tokens, n_prompt, counts_prompt };
         Follower::new(state, &served.tokenizer, &generation, Arc::clone(&record), taken).spawn();
         open.push((choice, receiver));
     }

@@ -1,5 +1,6 @@
 //! What is counted and logged of a job as a whole: one outcome and one line, when its last answer ends.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -74,7 +75,7 @@ pub(super) struct Ended {
     pub(super) n_generated: usize,
     pub(super) n_cached: usize,
     pub(super) timings: Timings,
-    /// From acceptance to the first token.
+    /// From the request to the first token.
     pub(super) first_token: Option<Duration>,
 }
 
@@ -89,6 +90,8 @@ pub(super) struct Record {
     /// Answers to each prompt.
     n: usize,
     n_answers: usize,
+    /// Of each prompt, whether an answer to it has shown that it was read.
+    is_read: Vec<AtomicBool>,
     ended: Mutex<Vec<Ended>>,
 }
 
@@ -96,7 +99,13 @@ impl Record {
     /// Of a job that the engine has accepted, with the lengths of its prompts and `n` answers to each.
     pub(super) fn new(state: &AppState, live: LiveJob, received: Received, prompts: &[usize], n: usize) -> Self {
         let (n_prompt, n_answers) = (prompts.iter().sum(), prompts.len() * n);
-        Self { state: state.clone(), live, received, n_prompt, n, n_answers, ended: Mutex::default() }
+        let is_read = prompts.iter().map(|_| AtomicBool::new(false)).collect();
+        Self { state: state.clone(), live, received, n_prompt, n, n_answers, is_read, ended: Mutex::default() }
+    }
+
+    /// Whether no other answer to this one's prompt has said so before.
+    pub(super) fn is_first_to_read(&self, choice: usize) -> bool {
+        !self.is_read[choice / self.n].swap(true, Ordering::Relaxed)
     }
 
     /// Whether the job has more answers than one, which then have names.

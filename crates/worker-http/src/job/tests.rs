@@ -1,6 +1,6 @@
 //! Jobs before the engine has them, and their answers' turns.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engine::{Engine, EngineConfig};
 use gguf_parser::Gguf;
@@ -100,6 +100,14 @@ async fn a_drain_cuts_off_a_job_that_the_engine_does_not_have() {
     let (code, ()) = tokio::join!(refusal(&state, "a"), async { state.cut_off() });
     assert_eq!(code, ErrorCode::NotReady);
     assert!(state.drain(Duration::from_secs(20)).await);
+}
+
+#[test]
+fn a_prompt_is_counted_by_the_first_of_its_answers_that_has_a_token() {
+    let state = worker(None);
+    let record = Record::new(&state, state.jobs().begin("a").unwrap(), Received::now(), &[3, 5], 2);
+    let counted: Vec<bool> = [1, 0, 1, 3, 2].map(|choice| record.is_first_to_read(choice)).into();
+    assert_eq!(counted, [true, false, false, true, false]);
 }
 
 #[tokio::test]
