@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use serde::Serialize;
-use tokenizer::TokenId;
+use tokenizer::{TokenId, Tokenizer};
 
 use crate::body::read_json;
 use crate::error::ApiError;
@@ -27,13 +27,26 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
     let body = read_json(request).await?;
     let tokenizer = Arc::clone(&state.loaded()?.tokenizer);
     let ids = parse(&body, tokenizer.n_vocab())?;
-    let n_bytes: usize = ids.iter().map(|&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum();
-    if n_bytes > MAX_TEXT_BYTES {
-        let message = format!("tokens: expected at most {MAX_TEXT_BYTES} bytes of text, got {n_bytes}");
-        return Err(ApiError::field("tokens", "length", message));
-    }
+    check_text_len(&tokenizer, ids.iter().copied(), "tokens")?;
     let content = on_encoder(&state, move || tokenizer.decode_with(&ids, true)).await?;
     Ok(Json(Detokenized { content }))
+}
+
+/// Whether these ids stand for no more text than is written out; `field` is theirs.
+///
+/// # Errors
+/// A fault of `field`.
+pub(super) fn check_text_len(
+    tokenizer: &Tokenizer,
+    ids: impl Iterator<Item = TokenId>,
+    field: &'static str,
+) -> Result<(), ApiError> {
+    let n_bytes: usize = ids.map(|id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum();
+    if n_bytes > MAX_TEXT_BYTES {
+        let message = format!("{field}: expected at most {MAX_TEXT_BYTES} bytes of text, got {n_bytes}");
+        return Err(ApiError::field(field, "length", message));
+    }
+    Ok(())
 }
 
 /// Reads the ids, for a vocabulary of `n_vocab` tokens, which is at least 1.

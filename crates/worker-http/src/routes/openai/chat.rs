@@ -61,7 +61,7 @@ pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Res
     };
     let has_logprobs = job.generation.n_logprobs.is_some();
     let form = Chat { tokenizer: Arc::clone(&served.tokenizer), has_logprobs, readers };
-    answer(&state, received, job, form, asked.stream).await
+    answer(&state, received, job, asked.stream, async || Ok(form)).await
 }
 
 fn chat_template(served: &Served) -> Result<Arc<ChatTemplate>, ApiError> {

@@ -16,6 +16,7 @@ use crate::error::ApiError;
 use crate::event::TokenEvent;
 use crate::fields::{Fields, TextRule, Unit};
 use crate::job::{self, JobRequest, Prompt, Received};
+use crate::routes::detokenize::check_text_len;
 use crate::state::AppState;
 
 /// The most prompts, and the most answers to all of them.
@@ -50,22 +51,25 @@ pub(super) async fn completions(State(state): State<AppState>, request: Request)
     job::check_room(served, prompts.len() * asked.n)?;
     let constraint = structured::compile(&state, served, asked.wanted.take());
     asked.generation.constraint = received.within_limits(&state, constraint).await?;
-    let tokenizer = Arc::clone(&served.tokenizer);
-    let form = Completion {
-        echo: if echo { prompts.texts(&tokenizer) } else { Vec::new() },
-        n: asked.n,
-        has_logprobs: asked.generation.n_logprobs.is_some(),
-        offsets: vec![Offset::new(&tokenizer); prompts.len() * asked.n],
-        tokenizer,
-    };
+    let echoed = echo.then(|| prompts.clone());
+    if let Some(Prompts::Ids(ids)) = &echoed {
+        check_text_len(&served.tokenizer, ids.iter().flatten().copied(), "prompt")?;
+    }
+    let (n, n_choices) = (asked.n, prompts.len() * asked.n);
+    let has_logprobs = asked.generation.n_logprobs.is_some();
     let options = EncodeOptions { parse_special: true, add_special: asked.add_special };
-    let job = JobRequest {
-        job_id: new_id("cmpl"),
-        prompts: prompts.into_prompts(options),
-        n: asked.n,
-        generation: asked.generation,
-    };
-    answer(&state, received, job, form, asked.stream).await
+    let job =
+        JobRequest { job_id: new_id("cmpl"), prompts: prompts.into_prompts(options), n, generation: asked.generation };
+    answer(&state, received, job, asked.stream, async || {
+        let tokenizer = Arc::clone(&served.tokenizer);
+        let offsets = vec![Offset::new(&tokenizer); n_choices];
+        let echo = match echoed {
+            Some(prompts) => prompts.into_texts(&state, &tokenizer).await?,
+            None => Vec::new(),
+        };
+        Ok(Completion { tokenizer, echo, n, has_logprobs, offsets })
+    })
+    .await
 }
 
 /// Reads a request; fields that nobody knows are ignored.
@@ -145,11 +149,13 @@ impl Prompts {
     }
 
     /// As text, to be sent back.
-    fn texts(&self, tokenizer: &Tokenizer) -> Vec<String> {
-        match self {
-            Self::Texts(texts) => texts.clone(),
-            Self::Ids(ids) => ids.iter().map(|ids| tokenizer.decode(ids)).collect(),
-        }
+    async fn into_texts(self, state: &AppState, tokenizer: &Arc<Tokenizer>) -> Result<Vec<String>, ApiError> {
+        let ids = match self {
+            Self::Texts(texts) => return Ok(texts),
+            Self::Ids(ids) => ids,
+        };
+        let tokenizer = Arc::clone(tokenizer);
+        job::on_encoder(state, move || ids.iter().map(|ids| tokenizer.decode(ids)).collect()).await
     }
 
     fn into_prompts(self, options: EncodeOptions) -> Vec<Prompt> {

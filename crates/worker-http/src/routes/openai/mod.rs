@@ -82,16 +82,17 @@ fn new_id(beginning: &str) -> String {
     format!("{beginning}-{}", Uuid::new_v4().simple())
 }
 
-/// Runs the job, and answers in `form`.
+/// Runs the job, and answers in the form that `form` makes once the job is accepted.
 async fn answer<F: Form>(
     state: &AppState,
     received: Received,
     request: JobRequest,
-    form: F,
     stream: Option<StreamOptions>,
+    form: impl AsyncFnOnce() -> Result<F, ApiError>,
 ) -> Result<Response, ApiError> {
     let (id, n) = (request.job_id.clone(), request.n);
     let Job { n_prompt_tokens, answers, .. } = job::start(state, received, request).await?;
+    let form = form().await?;
     let usage = Usage::of_prompts(&n_prompt_tokens, n);
     let envelope = Envelope::new(state, id);
     match stream {
