@@ -34,7 +34,6 @@ pub struct CallParser {
     held: String,
     /// How far `held` has been looked at, where it begins with an object.
     scan: Scan,
-    n_calls: usize,
     /// Whether nothing but layout has come since the last call.
     follows_call: bool,
     /// Whether any text has come.
@@ -93,15 +92,9 @@ impl CallParser {
             state: State::Start,
             held: String::new(),
             scan: Scan::default(),
-            n_calls: 0,
             follows_call: false,
             has_text: false,
         }
-    }
-
-    /// Calls found so far.
-    pub fn n_calls(&self) -> usize {
-        self.n_calls
     }
 
     /// Takes the next text; gives what is decided.
@@ -201,7 +194,6 @@ impl CallParser {
         let object = &text[text.find('{').unwrap_or(0)..];
         match self.read(object, is_tagged) {
             Some(call) => {
-                self.n_calls += 1;
                 self.follows_call = true;
                 pieces.push(Piece::Call(call));
                 self.state = State::Behind { was_tagged: is_tagged };
