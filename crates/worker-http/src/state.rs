@@ -87,9 +87,9 @@ pub enum Phase {
 pub struct Vitals {
     /// Where it is in its life.
     pub phase: Phase,
-    /// Jobs being answered.
+    /// Answers being made. A job has one, or as many as its client asked for.
     pub active_jobs: usize,
-    /// Jobs that wait for a place.
+    /// Answers that wait for a place.
     pub queued_jobs: usize,
     /// Bytes held for weights, KV pool and scratch, wherever they are.
     pub memory_bytes: u64,
@@ -106,6 +106,8 @@ pub struct AppState(Arc<Inner>);
 struct Inner {
     settings: Settings,
     started: Instant,
+    /// The same by the calendar, in Unix seconds.
+    started_at: i64,
     phase: RwLock<Phase>,
     served: OnceLock<Served>,
     jobs: LiveJobs,
@@ -133,6 +135,7 @@ impl AppState {
         Self(Arc::new(Inner {
             settings,
             started: Instant::now(),
+            started_at: chrono::Utc::now().timestamp(),
             phase: RwLock::new(Phase::Loading(0.0)),
             served: OnceLock::new(),
             jobs: LiveJobs::new(),
@@ -248,6 +251,11 @@ impl AppState {
     /// What makes constraints.
     pub(crate) fn grammars(&self) -> &Arc<SharedGrammars> {
         &self.0.grammars
+    }
+
+    /// When the worker started, in Unix seconds.
+    pub(crate) fn started_at(&self) -> i64 {
+        self.0.started_at
     }
 
     pub(crate) fn uptime(&self) -> Duration {

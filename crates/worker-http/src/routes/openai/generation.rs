@@ -62,7 +62,7 @@ pub(super) struct Asked {
     pub(super) generation: Generation,
     /// What each answer is to be.
     pub(super) wanted: Option<Wanted>,
-    /// Whether BOS is added where the model wants it.
+    /// Whether BOS and EOS are added where the model wants them.
     pub(super) add_special: bool,
 }
 
@@ -100,11 +100,13 @@ pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
     }
 }
 
-/// The context caps it, so any number will do.
+/// The context caps it, so any number will do; -1 is llama-server's word for none.
 fn read_max_tokens(fields: &mut Fields<'_>) -> Option<usize> {
-    let range = 1..=u64::from(u32::MAX);
-    let old = fields.integer("max_tokens", range.clone());
-    let new = fields.integer("max_completion_tokens", range);
+    let mut read = |field| match fields.raw(field) {
+        Some(raw) if raw.get() == "-1" => None,
+        _ => fields.integer(field, 1..=u64::from(u32::MAX)),
+    };
+    let (old, new) = (read("max_tokens"), read("max_completion_tokens"));
     if let (Some(old), Some(new)) = (old, new)
         && old != new
     {

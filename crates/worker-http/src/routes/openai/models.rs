@@ -1,6 +1,7 @@
 //! `GET /v1/models` and `/v1/models/{model}`: the one model there is.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 
@@ -32,7 +33,12 @@ pub(super) async fn list(State(state): State<AppState>) -> Result<Json<List>, Ap
 
 /// By its name, which may have slashes. Requests may name any model; asked whether it is there, this worker knows but its
 /// own.
-pub(super) async fn retrieve(State(state): State<AppState>, Path(name): Path<String>) -> Result<Json<Model>, ApiError> {
+pub(super) async fn retrieve(
+    State(state): State<AppState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    // A percent-encoding may stand for any bytes.
+    let Path(name) = name.map_err(|_| ApiError::field("model", "text", "model: expected a name in UTF-8"))?;
     let model = model(&state)?;
     if model.id != name {
         return Err(ApiError::new(ErrorCode::NotFound, format!("no such model here; there is {:?}", model.id)));
@@ -42,11 +48,10 @@ pub(super) async fn retrieve(State(state): State<AppState>, Path(name): Path<Str
 
 fn model(state: &AppState) -> Result<Model, ApiError> {
     let served = state.loaded()?;
-    let begun = chrono::Utc::now().timestamp() - state.uptime().as_secs() as i64;
     Ok(Model {
         id: state.settings().model.clone(),
         object: "model",
-        created: begun,
+        created: state.started_at(),
         owned_by: "worker-orcd",
         max_model_len: served.facts.context_length,
     })

@@ -42,7 +42,7 @@ async fn every_rule_of_the_shared_fields_has_its_fault() {
         json!({ "stream": true, "stream_options": { "include_usage": 1 } }),
         json!({ "max_tokens": 0 }),
         json!({ "max_tokens": "10" }),
-        json!({ "max_completion_tokens": -1 }),
+        json!({ "max_completion_tokens": -2 }),
         json!({ "max_tokens": 5, "max_completion_tokens": 6 }),
         json!({ "temperature": 2.1 }),
         json!({ "top_p": -0.1 }),
@@ -163,11 +163,15 @@ async fn what_is_known_and_not_supported_is_refused_by_name_and_what_asks_for_no
         json!({ "prompt_logprobs": 1 }),
         json!({ "mirostat": 2 }),
         json!({ "chat_template": "{{ messages }}" }),
+        json!({ "t_max_predict_ms": 100, "n_indent": 2, "min_keep": 2, "repeat_last_n": 64 }),
+        json!({ "guided_regex": "a", "guided_whitespace_pattern": " " }),
+        json!({ "structured_outputs": { "regex": "a", "whitespace_pattern": " ", "disable_any_whitespace": true,
+            "disable_additional_properties": true } }),
     ];
     insta::assert_snapshot!(table(&worker, CHAT, refused.iter().map(chat)).await);
     let passed = json!({
         "response_format": { "type": "text" }, "tools": [], "tool_choice": "none", "parallel_tool_calls": true,
-        "best_of": 1, "store": false, "modalities": ["text"], "min_tokens": 0, "stop_token_ids": [],
+        "best_of": 1, "store": false, "max_tokens": -1, "repeat_last_n": -1, "modalities": ["text"], "min_tokens": 0, "stop_token_ids": [],
         "skip_special_tokens": true, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "top_k": -1,
         "user": "me", "metadata": { "a": "b" }, "safety_identifier": "x", "unheard_of": [[[{}]]], "stop": null, "grammar": null,
     });
@@ -200,6 +204,7 @@ async fn errors_made_before_and_beside_the_routes_have_openais_form_too() {
     for (what, method, path, content_type, body) in [
         ("no such route", "GET", "/v1/nowhere", json_type, String::new()),
         ("no such model", "GET", "/v1/models/other", json_type, String::new()),
+        ("no text", "GET", "/v1/models/%ff", json_type, String::new()),
         ("wrong method", "GET", "/v1/chat/completions", json_type, String::new()),
         ("wrong method, no prefix", "DELETE", "/completions", json_type, String::new()),
         ("not announced as JSON", "POST", "/v1/completions", "text/plain", "{}".into()),
