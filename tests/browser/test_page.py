@@ -200,7 +200,7 @@ class Errors(PageTest):
             ({"status": "draining"}, "draining: no new work"),
             ({"status": "failed", "message": "out of memory"}, "failed: out of memory"),
             (None, "no answer from the worker"),
-            ({"active_jobs": 3}, "ready, 3 other jobs"),
+            ({"active_jobs": 3}, "ready, 3 other answers"),
         ]:
             page.unroute_all()
             page.route("**/health", lambda route: (

@@ -235,7 +235,7 @@ function stateOf(health) {
   switch (health?.status) {
     case "ready": {
       const others = health.active_jobs - (running ? 1 : 0);
-      return others > 0 ? `ready, ${others} other job${others === 1 ? "" : "s"}` : "ready";
+      return others > 0 ? `ready, ${others} other answer${others === 1 ? "" : "s"}` : "ready";
     }
     case "loading": return `loading ${Math.floor((health.progress ?? 0) * 100)} %`;
     case "draining": return "draining: no new work";

@@ -19,7 +19,8 @@ pub(crate) enum Prompt {
     Text {
         /// As it came, or as a chat template wrote it.
         text: String,
-        /// Whether special tokens in it count as such, and whether BOS is added where the model wants it.
+        /// Whether special tokens in it count as such, and whether BOS and EOS are added where the model's file says so. (One
+        /// that wants EOS behind every prompt was made for something else than going on.)
         options: EncodeOptions,
     },
     /// Tokens of the vocabulary.
@@ -27,7 +28,8 @@ pub(crate) enum Prompt {
 }
 
 impl Prompt {
-    /// Text by the contract's rule: raw, special tokens in it count as such, and BOS is added where the model wants it.
+    /// Text by the contract's rule: raw, special tokens in it count as such, and BOS and EOS are added where the model's file
+    /// says so.
     pub(crate) fn raw(text: String) -> Self {
         Self::Text { text, options: EncodeOptions { parse_special: true, add_special: true } }
     }

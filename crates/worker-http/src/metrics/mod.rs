@@ -100,7 +100,7 @@ pub(crate) struct AnswerFigures {
     pub(crate) n_generated: usize,
     /// The most that it was allowed.
     pub(crate) max_tokens: usize,
-    /// From acceptance to the end.
+    /// From the request to the end.
     pub(crate) total: Duration,
     /// Where its time went.
     pub(crate) timings: engine::Timings,

@@ -24,6 +24,7 @@ pub(crate) struct Health {
     tokenizer_kind: Option<String>,
     vocab_size: Option<usize>,
     context_length: Option<usize>,
+    /// Answers: a job with several counts as often.
     active_jobs: usize,
     queued_jobs: usize,
     uptime_seconds: u64,
