@@ -3,10 +3,11 @@
 //! A frame names its event twice, as `event:` for readers of server-sent events and as `"type"` inside the JSON for those
 //! who only look at `data:`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::error::{ApiError, ErrorCode};
+use crate::sse;
 
 /// What a job's client is told, in order: one `Started`, any number of `Token`s with a `Metrics` here and there, then
 /// exactly one `End` or `Error`.
@@ -126,19 +127,9 @@ impl Event {
         }
     }
 
-    /// The event as one server-sent event. JSON escapes line ends, so `data:` is always one line.
+    /// The event as one server-sent event.
     pub(crate) fn frame(&self) -> Bytes {
-        let mut frame = BytesMut::with_capacity(128).writer();
-        let head = frame.get_mut();
-        head.put_slice(b"event: ");
-        head.put_slice(self.name().as_bytes());
-        head.put_slice(b"\ndata: ");
-        // Writing to memory does not fail, and every event has a JSON form.
-        let written = serde_json::to_writer(&mut frame, self);
-        debug_assert!(written.is_ok());
-        let mut frame = frame.into_inner();
-        frame.put_slice(b"\n\n");
-        frame.freeze()
+        sse::frame(Some(self.name()), self)
     }
 }
 

@@ -3,12 +3,12 @@
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use engine::Sampling;
 
+use super::sampling::{self, MAX_LOGPROBS, MAX_STOPS, STOP};
 use crate::body::read_json;
 use crate::error::ApiError;
 use crate::event::{Event, Started};
-use crate::fields::{Fields, NumberRule, TextRule, Unit};
+use crate::fields::{Fields, TextRule, Unit};
 use crate::job::{self, Answers, Generation, Job, JobRequest, MAX_TOKENS, Prompt, Received};
 use crate::sse::{self, Frames};
 use crate::state::AppState;
@@ -16,18 +16,11 @@ use crate::state::AppState;
 pub(super) const PATH: &str = "/execute";
 /// The longest prompt, in Unicode scalar values.
 const MAX_PROMPT_CHARS: usize = 32_768;
-/// The most stop strings a job may have.
-const MAX_STOPS: usize = 4;
-/// The longest stop string, in bytes: what is held back of an answer is at most this.
-const MAX_STOP_BYTES: usize = 100;
-/// The most alternatives reported for each token.
-const MAX_LOGPROBS: u64 = 20;
 /// The longest job name: it is kept, logged and sent back.
 const MAX_JOB_ID_CHARS: usize = 1024;
 
 pub(super) const JOB_ID: TextRule = TextRule { len: 1..=MAX_JOB_ID_CHARS, unit: Unit::Characters, echo: true };
 const PROMPT: TextRule = TextRule { len: 1..=MAX_PROMPT_CHARS, unit: Unit::Characters, echo: false };
-const STOP: TextRule = TextRule { len: 1..=MAX_STOP_BYTES, unit: Unit::Bytes, echo: true };
 
 const FIELDS: &[&str] = &[
     "job_id",
@@ -48,22 +41,11 @@ const FIELDS: &[&str] = &[
 /// # Errors
 /// [`ErrorCode::InvalidRequest`] with every fault at once.
 pub(super) fn parse(body: &str) -> Result<JobRequest, ApiError> {
-    let from_0_to = |max| NumberRule { min: 0.0, above_min: false, max };
     let mut fields = Fields::parse(body, FIELDS)?;
     let job_id = fields.required_text("job_id", &JOB_ID);
     let prompt = fields.required_text("prompt", &PROMPT);
     let max_tokens = fields.integer("max_tokens", 1..=MAX_TOKENS).unwrap_or(MAX_TOKENS);
-    let default = Sampling::default();
-    let sampling = Sampling {
-        temperature: fields.number("temperature", &from_0_to(2.0)).unwrap_or(default.temperature),
-        top_p: fields.number("top_p", &from_0_to(1.0)).unwrap_or(default.top_p),
-        min_p: fields.number("min_p", &from_0_to(1.0)).unwrap_or(default.min_p),
-        top_k: fields.integer("top_k", 0..=u64::from(u32::MAX)).map_or(default.top_k, |k| k as u32),
-        repetition_penalty: fields
-            .number("repetition_penalty", &NumberRule { min: 0.0, above_min: true, max: 2.0 })
-            .unwrap_or(default.repetition_penalty),
-        ..default
-    };
+    let sampling = sampling::read(&mut fields, 0);
     let stop = fields.texts("stop", MAX_STOPS, &STOP).unwrap_or_default();
     let seed = fields.integer("seed", 0..=u64::MAX);
     let n_logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS).map(|n| n as usize);
@@ -122,6 +104,7 @@ impl Frames for Transcript {
 
 #[cfg(test)]
 mod tests {
+    use engine::Sampling;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

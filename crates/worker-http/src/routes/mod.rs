@@ -11,6 +11,7 @@ mod page;
 pub(crate) mod parsers;
 mod props;
 mod ready;
+mod sampling;
 mod shutdown;
 mod tokenize;
 

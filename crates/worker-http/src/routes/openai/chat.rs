@@ -10,7 +10,7 @@ use tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
 
 use super::form::{FinishReason, Form};
 use super::generation::{self, Asked};
-use super::logprobs::{ChatLogprobs, MAX_LOGPROBS};
+use super::logprobs::ChatLogprobs;
 use super::structured::Wanted;
 use super::template::{self, Conversation};
 use super::tools::{CallReader, Offered, Parts, ToolCall};
@@ -20,6 +20,7 @@ use crate::error::ApiError;
 use crate::event::TokenEvent;
 use crate::fields::Fields;
 use crate::job::{self, JobRequest, Prompt, Received};
+use crate::routes::sampling::MAX_LOGPROBS;
 use crate::state::{AppState, Served};
 
 static FIELDS: LazyLock<Vec<&'static str>> =

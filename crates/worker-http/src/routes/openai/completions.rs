@@ -9,7 +9,7 @@ use tokenizer::{EncodeOptions, TokenId, Tokenizer};
 
 use super::form::{FinishReason, Form};
 use super::generation::{self, Asked};
-use super::logprobs::{CompletionLogprobs, MAX_LOGPROBS, Offset};
+use super::logprobs::{CompletionLogprobs, Offset};
 use super::{answer, new_id, structured, tools};
 use crate::body::{MAX_BODY_BYTES, read_json};
 use crate::error::ApiError;
@@ -17,6 +17,7 @@ use crate::event::TokenEvent;
 use crate::fields::{Fields, TextRule, Unit};
 use crate::job::{self, JobRequest, Prompt, Received};
 use crate::routes::detokenize::check_text_len;
+use crate::routes::sampling::MAX_LOGPROBS;
 use crate::state::AppState;
 
 /// The most prompts, and the most answers to all of them.

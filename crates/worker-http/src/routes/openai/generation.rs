@@ -8,15 +8,11 @@ use super::{structured, tools, unsupported};
 use crate::body::MAX_BODY_BYTES;
 use crate::fields::{Fields, NumberRule, TextRule, Unit};
 use crate::job::Generation;
+use crate::routes::sampling::{self, MAX_STOPS, STOP};
 
 /// The most answers to one prompt.
 const MAX_N: u64 = 16;
-/// The most stop strings, as OpenAI has it.
-const MAX_STOPS: usize = 4;
-/// The longest stop string, in bytes: what is held back of an answer is at most this.
-const MAX_STOP_BYTES: usize = 100;
 
-const STOP: TextRule = TextRule { len: 1..=MAX_STOP_BYTES, unit: Unit::Bytes, echo: true };
 /// Any name will do: there is one model.
 const MODEL: TextRule = TextRule { len: 0..=MAX_BODY_BYTES, unit: Unit::Bytes, echo: false };
 
@@ -123,22 +119,13 @@ fn read_seed(fields: &mut Fields<'_>) -> Option<u64> {
 }
 
 fn read_sampling(fields: &mut Fields<'_>) -> Sampling {
-    let rule = |min, max| NumberRule { min, above_min: false, max };
-    let default = Sampling::default();
-    let penalty = rule(-MAX_PENALTY, MAX_PENALTY);
+    // -1 is how vLLM says that top_k is off.
+    let sampling = sampling::read(fields, -1);
+    let penalty = NumberRule { min: -MAX_PENALTY, above_min: false, max: MAX_PENALTY };
     Sampling {
-        temperature: fields.number("temperature", &rule(0.0, 2.0)).unwrap_or(default.temperature),
-        top_p: fields.number("top_p", &rule(0.0, 1.0)).unwrap_or(default.top_p),
-        min_p: fields.number("min_p", &rule(0.0, 1.0)).unwrap_or(default.min_p),
-        // -1 is how vLLM says that it is off.
-        top_k: fields
-            .signed("top_k", -1..=i128::from(u32::MAX))
-            .map_or(default.top_k, |k| u32::try_from(k).unwrap_or(0)),
-        repetition_penalty: fields
-            .number("repetition_penalty", &NumberRule { min: 0.0, above_min: true, max: 2.0 })
-            .unwrap_or(default.repetition_penalty),
-        presence_penalty: fields.number("presence_penalty", &penalty).unwrap_or(default.presence_penalty),
-        frequency_penalty: fields.number("frequency_penalty", &penalty).unwrap_or(default.frequency_penalty),
+        presence_penalty: fields.number("presence_penalty", &penalty).unwrap_or(sampling.presence_penalty),
+        frequency_penalty: fields.number("frequency_penalty", &penalty).unwrap_or(sampling.frequency_penalty),
+        ..sampling
     }
 }
 

@@ -7,9 +7,6 @@ use tokenizer::{StreamDecoder, TokenId, Tokenizer};
 
 use crate::event::TokenEvent;
 
-/// The most alternatives reported for each token.
-pub(super) const MAX_LOGPROBS: u64 = 20;
-
 /// What stands for a probability of 0, whose logarithm JSON cannot write; vLLM's number.
 const LEAST_LOGPROB: f32 = -9999.0;
 

@@ -1,15 +1,14 @@
 //! Streamed answers, in the order that clients rely on: for each choice what it begins with, its deltas with
 //! `"finish_reason": null`, an empty delta with the reason; then, if asked for, usage with no choices; then `[DONE]`.
 
-use bytes::{BufMut, Bytes, BytesMut};
-use serde::Serialize;
+use bytes::{Bytes, BytesMut};
 
 use super::errors::ErrorBody;
 use super::form::{Envelope, Form, Usage};
 use crate::event::Event;
 use crate::fields::Fields;
 use crate::job::Answers;
-use crate::sse::Frames;
+use crate::sse::{Frames, frame};
 
 /// What a client wants to know beside the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -62,7 +61,7 @@ impl<F: Form> Chunks<F> {
     fn chunk(&self, choice: F::Chunk) -> Bytes {
         let so_far = self.options.continuous_usage_stats.then_some(&self.usage);
         let usage = self.options.include_usage.then_some(so_far);
-        frame(&self.envelope.fill(F::CHUNK_OBJECT, &[choice], usage))
+        frame(None, &self.envelope.fill(F::CHUNK_OBJECT, &[choice], usage))
     }
 
     /// The chunks of one event; none if its text is held back.
@@ -83,7 +82,7 @@ impl<F: Form> Chunks<F> {
                 self.has_ended = true;
                 // The other choices are of no use to a client that has been told of a failure.
                 self.answers.cancel();
-                return [frame(&ErrorBody::from(error)), done()].concat().into();
+                return [frame(None, &ErrorBody::from(error)), done()].concat().into();
             }
             Event::Started(_) | Event::Metrics(_) => None,
         };
@@ -101,7 +100,7 @@ impl<F: Form> Chunks<F> {
         let none: &[F::Chunk] = &[];
         let usage = self.options.include_usage.then(|| {
             let filled = self.envelope.fill(F::CHUNK_OBJECT, none, Some(Some(&self.usage)));
-            frame(&filled)
+            frame(None, &filled)
         });
         [usage.unwrap_or_default(), done()].concat().into()
     }
@@ -122,16 +121,4 @@ impl<F: Form> Frames for Chunks<F> {
 
 fn done() -> Bytes {
     Bytes::from_static(b"data: [DONE]\n\n")
-}
-
-/// A value as one server-sent event. JSON escapes line ends, so `data:` is always one line.
-fn frame(value: &impl Serialize) -> Bytes {
-    let mut frame = BytesMut::with_capacity(256).writer();
-    frame.get_mut().put_slice(b"data: ");
-    // Writing to memory does not fail, and every value here has a JSON form.
-    let written = serde_json::to_writer(&mut frame, value);
-    debug_assert!(written.is_ok());
-    let mut frame = frame.into_inner();
-    frame.put_slice(b"\n\n");
-    frame.freeze()
 }

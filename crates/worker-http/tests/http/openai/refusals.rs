@@ -171,7 +171,8 @@ async fn what_is_known_and_not_supported_is_refused_by_name_and_what_asks_for_no
     insta::assert_snapshot!(table(&worker, CHAT, refused.iter().map(chat)).await);
     let passed = json!({
         "response_format": { "type": "text" }, "tools": [], "tool_choice": "none", "parallel_tool_calls": true,
-        "best_of": 1, "store": false, "max_tokens": -1, "repeat_last_n": -1, "modalities": ["text"], "min_tokens": 0, "stop_token_ids": [],
+        "best_of": 1, "store": false, "max_tokens": -1, "repeat_last_n": -1, "modalities": ["text"], "min_tokens": 0,
+        "stop_token_ids": [],
         "skip_special_tokens": true, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "top_k": -1,
         "user": "me", "metadata": { "a": "b" }, "safety_identifier": "x", "unheard_of": [[[{}]]], "stop": null, "grammar": null,
     });
