@@ -4,7 +4,8 @@
 //! request under way is idle: it has not said all of what it wants yet, or has its answer and is kept for the next. A request
 //! is under way once all of it has been read, its body too. When the seats are taken and somebody knocks, the one that has
 //! been idle longest is closed, counted from its last answer or from the head of its request. So clients that connect and say
-//! nothing, or say it slowly, do not keep others out; only requests that are being answered do.
+//! nothing, or say it slowly, do not keep others out; only requests that are being answered do. One that has just come, or whose
+//! head has, is left alone for a moment ([`GRACE`]): what it wants may be on its way.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -13,7 +14,11 @@ use std::task::{Context, Poll, ready};
 
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+/// How long a client has for what it wants to say before its seat may be another's.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// All seats.
 #[derive(Clone)]
@@ -33,7 +38,14 @@ struct Idle {
 struct IdleList {
     /// Counts up, so that the least is the one that has been idle longest.
     next: u64,
-    by_age: BTreeMap<u64, CancellationToken>,
+    by_age: BTreeMap<u64, Waiting>,
+}
+
+/// An idle connection.
+struct Waiting {
+    closed: CancellationToken,
+    /// When its seat may be another's.
+    grace_ends: Instant,
 }
 
 impl Idle {
@@ -41,11 +53,11 @@ impl Idle {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, closed: CancellationToken) -> u64 {
+    fn add(&self, closed: CancellationToken, grace: Duration) -> u64 {
         let mut list = self.lock();
         let number = list.next;
         list.next += 1;
-        list.by_age.insert(number, closed);
+        list.by_age.insert(number, Waiting { closed, grace_ends: Instant::now() + grace });
         drop(list);
         self.joined.notify_one();
         number
@@ -56,10 +68,26 @@ impl Idle {
         self.lock().by_age.remove(&number).is_some()
     }
 
-    fn close_oldest(&self) -> bool {
-        let oldest = self.lock().by_age.pop_first();
-        oldest.inspect(|(_, closed)| closed.cancel()).is_some()
+    /// Closes the one that has been idle longest of those that are not left alone.
+    fn close_oldest(&self) -> Eviction {
+        let mut list = self.lock();
+        let now = Instant::now();
+        let oldest = list.by_age.iter().find(|(_, waiting)| waiting.grace_ends <= now).map(|(&number, _)| number);
+        match oldest.and_then(|number| list.by_age.remove(&number)) {
+            Some(waiting) => {
+                waiting.closed.cancel();
+                Eviction::Closed
+            }
+            None => Eviction::NoneBefore(list.by_age.values().map(|waiting| waiting.grace_ends).min()),
+        }
     }
+}
+
+/// What became of looking for somebody to leave.
+enum Eviction {
+    Closed,
+    /// All that are idle, if any, are left alone until then.
+    NoneBefore(Option<Instant>),
 }
 
 impl Seats {
@@ -76,8 +104,17 @@ impl Seats {
             if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
                 break permit;
             }
-            // Where nobody is idle, the first to become so leaves, unless a seat is free before.
-            let evicted = self.idle.close_oldest();
+            // Where nobody can be asked to leave, the first that can leaves, unless a seat is free before.
+            let (evicted, next) = match self.idle.close_oldest() {
+                Eviction::Closed => (true, None),
+                Eviction::NoneBefore(next) => (false, next),
+            };
+            let grace_ends = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 permit = Arc::clone(&self.free).acquire_owned() => match permit {
                     Ok(permit) => break permit,
@@ -85,10 +122,11 @@ impl Seats {
                     Err(_) => std::future::pending().await,
                 },
                 () = self.idle.joined.notified(), if !evicted => {}
+                () = grace_ends => {}
             }
         };
         let closed = CancellationToken::new();
-        let number = self.idle.add(closed.clone());
+        let number = self.idle.add(closed.clone(), GRACE);
         let (idle, number) = (Arc::clone(&self.idle), Mutex::new(Some(number)));
         Seat(Arc::new(Held { idle, number, closed, is_under_way: watch::Sender::new(false), _permit: permit }))
     }
@@ -146,7 +184,7 @@ impl Held {
         let mut number = self.number();
         let Some(old) = *number else { return true };
         let is_ours = self.idle.remove(old);
-        *number = is_ours.then(|| self.idle.add(self.closed.clone()));
+        *number = is_ours.then(|| self.idle.add(self.closed.clone(), GRACE));
         is_ours
     }
 
@@ -169,7 +207,7 @@ pub(super) struct UnderWay(Arc<Held>);
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.is_under_way.send_replace(false);
-        let number = self.0.idle.add(self.0.closed.clone());
+        let number = self.0.idle.add(self.0.closed.clone(), Duration::ZERO);
         *self.0.number() = Some(number);
     }
 }
@@ -258,10 +296,32 @@ mod tests {
     use super::*;
     use futures_util::FutureExt;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_just_come_is_left_alone_for_a_moment() {
+        let seats = Seats::new(2);
+        let (first, second) = (seats.take().await, seats.take().await);
+        let began = Instant::now();
+        let mut knocking = std::pin::pin!(seats.take());
+        tokio::select! {
+            _ = knocking.as_mut() => panic!("nobody has left"),
+            () = first.closed() => {}
+        }
+        assert_eq!(began.elapsed(), GRACE);
+        assert!(second.closed().now_or_never().is_none());
+        drop(first);
+        let third = knocking.await;
+        // Whoever has been served need not be left alone.
+        drop(third.begin().unwrap());
+        drop(second.begin().unwrap());
+        assert!(seats.take().now_or_never().is_none());
+        assert!(third.closed().now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_one_that_has_been_idle_longest_leaves_for_a_new_one() {
         let seats = Seats::new(3);
         let (first, second, third) = (seats.take().await, seats.take().await, seats.take().await);
+        tokio::time::advance(GRACE).await;
         // The first has been served and is the youngest of the idle.
         drop(first.begin().unwrap());
         assert!(seats.take().now_or_never().is_none(), "nobody has left so far");
@@ -272,7 +332,7 @@ mod tests {
         assert!(seats.take().now_or_never().is_some());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn nobody_leaves_who_is_being_answered() {
         let seats = Seats::new(1);
         let seat = seats.take().await;

@@ -168,12 +168,19 @@ async fn more_streams_than_connections_wait_for_the_first_to_end() {
     worker.control.hold_after(1);
     let mut first = worker.execute("first", "hi", json!({})).await;
     first.expect("started").await;
-    let mut second = connect(&worker).await;
-    second.write_all(HEALTH).await.unwrap();
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        let mut other = connect(&worker).await;
+        other.write_all(HEALTH).await.unwrap();
+        others.push(other);
+    }
     worker.control.release();
-    // Whole, although another waits for its place.
+    // Whole, although others wait for its place.
     assert_eq!(first.rest().await.text(), "abc");
-    assert!(read_answer(&mut second).await.starts_with("HTTP/1.1 200 "));
+    // None of them has its place taken before what it sent has been read.
+    for mut other in others {
+        assert!(read_answer(&mut other).await.starts_with("HTTP/1.1 200 "));
+    }
 }
 
 #[tokio::test]
