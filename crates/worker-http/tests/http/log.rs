@@ -81,13 +81,13 @@ fn summary(correlation_id: &str) -> Value {
 async fn a_job_leaves_one_line_without_its_prompt() {
     log();
     let worker = Worker::start().await;
-    worker.script("abc, a silent answer");
-    post(&worker, "/execute", "corr-ok", &json!({ "job_id": "job\n1", "prompt": "a deep secret" })).await;
-    post(&worker, "/execute", "corr-bad", &json!({ "job_id": "job-2", "prompt": 7, "seed": "a deep secret" })).await;
+    worker.script("abc, a VbNqJx answer");
+    post(&worker, "/execute", "corr-ok", &json!({ "job_id": "job\n1", "prompt": "a deep QxWvZk" })).await;
+    post(&worker, "/execute", "corr-bad", &json!({ "job_id": "job-2", "prompt": 7, "seed": "a deep QxWvZk" })).await;
     insta::assert_json_snapshot!(summary("corr-ok"));
     let [line] = lines("corr-bad").try_into().unwrap();
     insta::assert_json_snapshot!(line["fields"]);
-    assert!(!text().contains("secret") && !text().contains("silent"));
+    assert!(!text().contains("QxWvZk") && !text().contains("VbNqJx"));
 }
 
 #[tokio::test]

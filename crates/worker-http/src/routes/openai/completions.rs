@@ -149,14 +149,14 @@ impl Prompts {
         }
     }
 
-    /// As text, to be sent back.
+    /// As text, to be sent back, special tokens written out.
     async fn into_texts(self, state: &AppState, tokenizer: &Arc<Tokenizer>) -> Result<Vec<String>, ApiError> {
         let ids = match self {
             Self::Texts(texts) => return Ok(texts),
             Self::Ids(ids) => ids,
         };
         let tokenizer = Arc::clone(tokenizer);
-        job::on_encoder(state, move || ids.iter().map(|ids| tokenizer.decode(ids)).collect()).await
+        job::on_encoder(state, move || ids.iter().map(|ids| tokenizer.decode_with(ids, true)).collect()).await
     }
 
     fn into_prompts(self, options: EncodeOptions) -> Vec<Prompt> {

@@ -120,6 +120,17 @@ async fn prompts_are_texts_or_token_ids_alone_or_in_lists() {
 }
 
 #[tokio::test]
+async fn a_prompt_of_ids_is_echoed_as_it_would_be_written() {
+    let worker = Worker::start().await;
+    worker.script("a");
+    let text = "<|im_start|>x<|im_end|>";
+    for prompt in [json!(text), json!(worker.ids(text))] {
+        let body = completion(&json!({ "prompt": prompt, "temperature": 0, "echo": true }));
+        assert_eq!(ask(&worker, COMPLETIONS, &body).await["choices"][0]["text"], format!("{text}a"), "{prompt}");
+    }
+}
+
+#[tokio::test]
 async fn the_first_choice_is_the_answer_to_a_request_for_one_and_the_others_differ() {
     let worker = Worker::start().await;
     let ask_for = |n: usize, seed: i64| {

@@ -18,7 +18,12 @@ async fn worker() -> Worker {
 /// The chunks up to one that satisfies `is_it`.
 async fn until(stream: &mut Stream, is_it: impl Fn(&Value) -> bool) -> Value {
     loop {
-        let chunk = data(&stream.frame().await.expect("more chunks"));
+        let frame = stream.frame().await.expect("more chunks");
+        // A comment keeps a silent stream alive.
+        if frame.starts_with(':') {
+            continue;
+        }
+        let chunk = data(&frame);
         if is_it(&chunk) {
             return chunk;
         }
