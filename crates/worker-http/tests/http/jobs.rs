@@ -31,11 +31,11 @@ async fn cancel_ends_a_running_job_with_an_error_event() {
     let mut stream = worker.execute("job-1", "hi", json!({})).await;
     stream.expect("started").await;
     stream.expect("token").await;
+    worker.control.wait_until_held();
     worker.cancel("job-1").await;
     let answer = stream.rest().await;
     assert_eq!((&answer.last["type"], code(&answer.last)), (&json!("error"), "CANCELLED"));
     assert_eq!(answer.last["retriable"], false);
-    worker.control.wait_until_held();
     let n_steps = worker.control.n_steps();
     worker.control.release();
     worker.wait_until_free().await;
