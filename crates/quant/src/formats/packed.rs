@@ -147,6 +147,25 @@ pub(super) fn upper_halves<S: Simd>(simd: S, bytes: &[u8]) -> S::I {
     simd.shr_int::<4>(simd.load_bytes(bytes))
 }
 
+/// The fifth bits of 32 five-bit numbers, as Q5_0 and Q5_1 keep them: bit `i` is that of number `i`; little-endian.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct FifthBits([u8; 4]);
+
+impl FifthBits {
+    /// Those of `numbers`.
+    pub(super) fn of(numbers: impl Fn(usize) -> u8) -> FifthBits {
+        FifthBits((0..32).fold(0, |bits, i| bits | u32::from(numbers(i) >> 4) << i).to_le_bytes())
+    }
+
+    /// Numbers from `first` on, whose lower four bits are `four`.
+    #[inline(always)]
+    pub(super) fn on_top_of<S: Simd>(self, simd: S, four: S::I, first: usize) -> S::I {
+        let bit = simd.and_int(simd.shr_lanes(u32::from_le_bytes(self.0), first as u32), simd.splat_int(1));
+        simd.or_int(four, simd.shl_int::<4>(bit))
+    }
+}
+
 /// `mask` of bytes from bit `shift` on.
 #[inline(always)]
 pub(super) fn bits<S: Simd>(simd: S, bytes: &[u8], shift: usize, mask: i32) -> S::I {

@@ -3,7 +3,7 @@
 //! Source: ggml `ggml-common.h`, `block_q5_1`; `quantize_row_q5_1_ref`.
 #![allow(unsafe_code)] // Says that the layout is bytes.
 
-use super::packed::{Half, Packed, halves, lower_halves, scaled_from, upper_halves};
+use super::packed::{FifthBits, Half, Packed, halves, lower_halves, scaled_from, upper_halves};
 use super::search::{bounds, inverse};
 use crate::simd::Simd;
 
@@ -13,8 +13,7 @@ pub(crate) struct Q5_1;
 pub(crate) struct Block {
     scale: Half,
     min: Half,
-    /// Bit `i` is the fifth bit of element `i`; little-endian.
-    high: [u8; 4],
+    high: FifthBits,
     /// Element `i` in the lower half of byte `i`, element `i + 16` in the upper.
     quants: [u8; 16],
 }
@@ -32,11 +31,7 @@ unsafe impl Packed for Q5_1 {
     fn unpack<S: Simd>(simd: S, block: &Block, out: &mut [f32; 32]) {
         let (scale, min) = (block.scale.widen(simd), block.min.widen(simd));
         let [low, high] = halves(out);
-        let fifth_bits = u32::from_le_bytes(block.high);
-        let with_fifth = |four: S::I, first: usize| {
-            let bit = simd.and_int(simd.shr_lanes(fifth_bits, first as u32), simd.splat_int(1));
-            simd.or_int(four, simd.shl_int::<4>(bit))
-        };
+        let with_fifth = |four: S::I, first: usize| block.high.on_top_of(simd, four, first);
         scaled_from(simd, |at| with_fifth(lower_halves(simd, &block.quants[at..]), at), scale, min, low);
         scaled_from(simd, |at| with_fifth(upper_halves(simd, &block.quants[at..]), at + 16), scale, min, high);
     }
@@ -50,6 +45,6 @@ fn quantize(from: &[f32; 32], block: &mut Block) {
     let inverse = inverse(scale);
     let number = |x: f32| (((x - min) * inverse + 0.5) as u8).min(31);
     let quants = std::array::from_fn(|i| number(from[i]) & 0xF | number(from[i + 16]) << 4);
-    let high = (0..32).fold(0, |high, i| high | u32::from(number(from[i]) >> 4) << i);
-    *block = Block { scale: Half::nearest(scale), min: Half::nearest(min), high: high.to_le_bytes(), quants };
+    let high = FifthBits::of(|i| number(from[i]));
+    *block = Block { scale: Half::nearest(scale), min: Half::nearest(min), high, quants };
 }

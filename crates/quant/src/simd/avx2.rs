@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx2(());
+pub struct Avx2(pub(super) ());
 
 const N: usize = 8;
 

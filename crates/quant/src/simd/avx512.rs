@@ -5,6 +5,7 @@
 #![allow(unsafe_code)] // Intrinsics and raw loads.
 
 use super::Simd;
+use super::avx2::Avx2;
 use crate::isa::Kernel;
 use std::arch::x86_64::*;
 
@@ -26,6 +27,12 @@ impl Avx512 {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
         has.then_some(Avx512(()))
+    }
+
+    /// AVX2, which a processor with these instructions has too: for what is 16 bytes wide.
+    #[inline(always)]
+    fn avx2(self) -> Avx2 {
+        Avx2(())
     }
 
     /// Runs `kernel` compiled for AVX-512.
@@ -196,17 +203,11 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn widen_half(self, bits: u16) -> f32 {
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+        self.avx2().widen_half(bits)
     }
     #[inline(always)]
     fn look_up(self, table: &[i8; 16], indices: [u8; 16]) -> [i8; 16] {
-        let mut out = [0i8; 16];
-        unsafe {
-            let table = _mm_loadu_si128(table.as_ptr().cast());
-            let indices = _mm_loadu_si128(indices.as_ptr().cast());
-            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_shuffle_epi8(table, indices));
-        }
-        out
+        self.avx2().look_up(table, indices)
     }
 
     #[inline(always)]

@@ -108,6 +108,10 @@ impl Stats {
     }
 }
 
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, MAX_MICROS, DIGITS).expect("the bounds are constants that fit")
+}
+
 /// A histogram of speeds, to three digits.
 #[derive(Debug)]
 pub(crate) struct Speed(Histogram<u64>);
@@ -117,7 +121,7 @@ const SPEED_STEPS: f64 = 1e3;
 
 impl Speed {
     fn new() -> Self {
-        Self(Histogram::new_with_bounds(1, MAX_MICROS, DIGITS).expect("the bounds are constants that fit"))
+        Self(histogram())
     }
 
     /// Tokens a second; of tokens that came all at once nothing can be said.
@@ -145,7 +149,7 @@ pub(crate) struct Latency(Histogram<u64>);
 
 impl Latency {
     fn new() -> Self {
-        Self(Histogram::new_with_bounds(1, MAX_MICROS, DIGITS).expect("the bounds are constants that fit"))
+        Self(histogram())
     }
 
     fn record(&mut self, time: Duration) {
