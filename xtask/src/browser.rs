@@ -1,13 +1,12 @@
 //! `cargo xtask test --browser`: the worker's page in headless Chromium.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser as _;
 
 use crate::cargo::{self, Executables, repository_root, target_dir};
-use crate::{make_random, python, tests_run};
+use crate::{make_random, python};
 
 /// The tests. They are in Python since the client that drives the browser is; it comes from the package index, the
 /// browser does not.
@@ -43,18 +42,12 @@ fn run_tests(built: &Executables, filter: Option<&str>, screenshots: bool) -> Re
     let chrome = find_chromium()?;
     let python = python::environment("browser-venv", &scripts.join("requirements.txt"))
         .with_context(|| format!("{SCRIPTS}: the tests need Python 3 and, once, a package index"))?;
-    let mut tests = Command::new(python);
-    // Bytes of compiled scripts would lie among the sources.
-    tests.args(["-B", "-m", "unittest", "discover", "--verbose", "--start-directory"]).arg(&scripts);
-    if let Some(filter) = filter {
-        tests.args(["-k", filter]);
-    }
+    let mut tests = python::unittest(&python, &scripts, filter);
     if screenshots {
         let pictures = root.join(PICTURES);
         std::fs::create_dir_all(&pictures).with_context(|| format!("making {}", pictures.display()))?;
         tests.args(["--pattern", "screenshots.py"]).env("WORKER_SCREENSHOTS", pictures);
     }
-    tests_run::alone(&mut tests);
     tests.env("PYTHONPATH", root.join(SHARED)).env("CHROME", chrome);
     tests.env("WORKER_ORCD_BIN", built.get("worker-orcd")?);
     tests.env("WORKER_HAIKU_MODEL", root.join(MODEL)).env("WORKER_SLOW_MODEL", slow_model()?);

@@ -55,6 +55,17 @@ pub(crate) fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a program that says itself what is wrong, so that the command it was started with would not help.
+///
+/// # Errors
+/// When it cannot be started, or fails: `failure`.
+pub(crate) fn succeed_or(failure: &'static str, command: &mut Command) -> Result<()> {
+    if !command.status()?.success() {
+        bail!(failure);
+    }
+    Ok(())
+}
+
 /// A command as one might type it, paths of this checkout relative.
 pub(crate) fn shown(command: &Command) -> String {
     let root = format!("{}/", repository_root().display());

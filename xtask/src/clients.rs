@@ -2,12 +2,11 @@
 //! its metrics.
 
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::cargo::{self, Executables, repository_root};
-use crate::{browser, promtool, python, tests_run};
+use crate::{browser, promtool, python};
 
 /// The tests, in Python since that is what the clients are written in.
 const SCRIPTS: &str = "tests/clients";
@@ -22,13 +21,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
 pub(crate) fn run_built(built: &Executables, filter: Option<&str>) -> Result<()> {
     let scripts = repository_root().join(SCRIPTS);
     let python = environment(&scripts)?;
-    let mut tests = Command::new(python);
-    // Bytes of compiled scripts would lie among the sources.
-    tests.args(["-B", "-m", "unittest", "discover", "--verbose", "--start-directory"]).arg(&scripts);
-    if let Some(filter) = filter {
-        tests.args(["-k", filter]);
-    }
-    tests_run::alone(&mut tests);
+    let mut tests = python::unittest(&python, &scripts, filter);
     tests.env("WORKER_SLOW_MODEL", browser::slow_model()?);
     tests.env("WORKER_ORCD_BIN", built.get("worker-orcd")?);
     match promtool::find() {

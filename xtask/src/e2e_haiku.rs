@@ -7,6 +7,8 @@ use anyhow::{Result, bail};
 
 use crate::cargo::{self, Executables};
 
+const FAILURE: &str = "the haiku run failed";
+
 /// Build the worker, start it, ask it for a haiku over HTTP, and judge what it answers
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -42,13 +44,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             haiku(built.get("haiku")?, built.get("worker-orcd")?, args)
         }
     };
-    succeed(&mut command)
+    cargo::succeed_or(FAILURE, &mut command)
 }
 
 /// The haiku run with its defaults, from programs built before.
 pub(crate) fn run_built(built: &Executables) -> Result<()> {
     let args = Args { model: None, device: None, golden: None, release: false, worker: None, runner: None };
-    succeed(&mut haiku(built.get("haiku")?, built.get("worker-orcd")?, &args))
+    cargo::succeed_or(FAILURE, &mut haiku(built.get("haiku")?, built.get("worker-orcd")?, &args))
 }
 
 /// Builds worker and run.
@@ -82,14 +84,6 @@ fn haiku(runner: &Path, worker: &Path, args: &Args) -> Command {
         }
     }
     command
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    // The run has said what is wrong; the command that it was started with would not help.
-    if !command.status()?.success() {
-        bail!("the haiku run failed");
-    }
-    Ok(())
 }
 
 fn require_cuda_feature() -> Result<()> {

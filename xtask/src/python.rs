@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cargo::{shown, succeed, target_dir};
+use crate::tests_run;
 
 /// The Python of the environment `target/<name>`, made if it is not there, with what the file `requirements` lists.
 /// Installing is left to pip each time: with everything in place it takes a second.
@@ -37,4 +38,16 @@ pub(crate) fn make(venv: &Path, python: &Path) -> Result<()> {
     let mut make = Command::new("python3");
     succeed(make.args(["-m", "venv", "--clear"]).arg(venv))
         .context("python3 with its module venv is needed for this (Debian, Ubuntu: apt-get install python3-venv)")
+}
+
+/// The tests below `scripts` whose names contain `filter`, kept from what their user's environment says.
+pub(crate) fn unittest(python: &Path, scripts: &Path, filter: Option<&str>) -> Command {
+    let mut tests = Command::new(python);
+    // Bytes of compiled scripts would lie among the sources.
+    tests.args(["-B", "-m", "unittest", "discover", "--verbose", "--start-directory"]).arg(scripts);
+    if let Some(filter) = filter {
+        tests.args(["-k", filter]);
+    }
+    tests_run::alone(&mut tests);
+    tests
 }

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::cargo::{self, Executables};
 
 /// With the first round, two minutes.
 const DEFAULT_SECONDS: u64 = 80;
 const DEFAULT_CLIENTS: usize = 64;
+const FAILURE: &str = "the soak failed";
 /// The clients of each run in CI ask for the same.
 const CI_SEED: u64 = 1;
 
@@ -46,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let built = cargo::build(&mut build)?;
     let worker = args.worker.as_deref().map_or_else(|| built.get("worker-orcd"), Ok)?;
-    succeed(&mut command(built.get("soak")?, worker, args))
+    cargo::succeed_or(FAILURE, &mut command(built.get("soak")?, worker, args))
 }
 
 /// The soak with its defaults, from programs built before.
@@ -59,15 +60,7 @@ pub(crate) fn run_built(built: &Executables) -> Result<()> {
         model: None,
         seed: Some(CI_SEED),
     };
-    succeed(&mut command(built.get("soak")?, built.get("worker-orcd")?, &args))
-}
-
-fn succeed(soak: &mut Command) -> Result<()> {
-    if !soak.status()?.success() {
-        // The run has said what is wrong; the command that it was started with would not help.
-        bail!("the soak failed");
-    }
-    Ok(())
+    cargo::succeed_or(FAILURE, &mut command(built.get("soak")?, built.get("worker-orcd")?, &args))
 }
 
 fn command(soak: &Path, worker: &Path, args: &Args) -> Command {
