@@ -172,10 +172,12 @@ TEST(attention_prefill_gives_a_row_the_same_bits_whole_and_in_chunks) {
         prompts.check(whole);
         CHECK(same_bits(prompts.run(prompts.most_rows()), whole), "a second run has other bits");
         for (const auto &chunk :
-             {std::make_pair(0u, 1u), {0u, 64u}, {63u, 65u}, {64u, 65u}, {100u, 329u}, {329u, 330u}, {331u, 390u}})
+             {std::make_pair(0u, 1u), {0u, 64u}, {63u, 65u}, {64u, 65u}, {100u, 329u}, {329u, 330u}, {331u, 390u}}) {
+            if (few_cases() && chunk.first % 3 != 1) continue;
             CHECK(same_bits(prompts.run_chunk(chunk.first, chunk.second),
                             prompts.rows_of(whole, chunk.first, chunk.second)),
                   "rows %u to %u in a chunk of their own have other bits", chunk.first, chunk.second);
+        }
     }
 }
 

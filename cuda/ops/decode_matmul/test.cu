@@ -33,6 +33,7 @@ TEST(decode_matmul_is_close_to_the_reference) {
             if (format == ORCD_FORMAT_Q8_0 && shape.n_cols % 32) continue;
             TestMatrix w(format, shape.n_rows, shape.n_cols, random, 0.05f);
             for (uint32_t n_tokens : {1u, 2u, 7u, 8u, 9u, 16u, 17u, 33u}) {
+                if (few_cases() && n_tokens % 8 != 1) continue;
                 TestActivations x(n_tokens, shape.n_cols, 0.25f, random);
                 std::vector<float> row_unscale(n_tokens);
                 for (float &v : row_unscale) v = std::ldexp(1.0f, (int)random.below(5));
@@ -357,8 +358,12 @@ bool product(const orcd_decode_matmul_args &a, uint32_t path) {
 // The bits that a product gives each of its tokens: run(first, n, path) has n tokens' `width` values, a token's after the other's;
 // nothing where there is no such path.
 template <class Run> void check_rows_alone(const char *what, uint32_t n_tokens, size_t width, const std::vector<uint32_t> &batches, Run run) {
+    // Of few cases, the tokens at the borders of the tiles stand for all.
+    std::vector<uint32_t> tokens;
+    for (uint32_t token = 0; token < n_tokens; token++)
+        if (!few_cases() || token % 64 == 0 || token == n_tokens - 1) tokens.push_back(token);
     std::vector<float> alone;
-    for (uint32_t token = 0; token < n_tokens; token++) {
+    for (uint32_t token : tokens) {
         const std::vector<float> row = run(token, 1, 0);
         alone.insert(alone.end(), row.begin(), row.end());
     }
@@ -372,7 +377,12 @@ template <class Run> void check_rows_alone(const char *what, uint32_t n_tokens, 
             for (uint32_t first : {0u, n_tokens - n}) {
                 const std::vector<float> together = run(first, n, path);
                 if (path > 0 && together.empty()) continue;
-                const bool same = together.size() == n * width && std::memcmp(together.data(), &alone[first * width], n * width * 4) == 0;
+                bool same = together.size() == n * width;
+                for (size_t i = 0; i < tokens.size() && same; i++) {
+                    const uint32_t token = tokens[i];
+                    if (token < first || token >= first + n) continue;
+                    same = std::memcmp(&together[(token - first) * width], &alone[i * width], width * 4) == 0;
+                }
                 CHECK(same, "%s, path %u: %u tokens from %u have not the bits of each alone", what, path, n, first);
                 if (first == n_tokens - n) break;
             }
@@ -380,14 +390,14 @@ template <class Run> void check_rows_alone(const char *what, uint32_t n_tokens, 
     }
 }
 
-std::vector<uint32_t> all_batches(uint32_t n) {
-    std::vector<uint32_t> all(n);
-    for (uint32_t i = 0; i < n; i++) all[i] = i + 1;
-    return all;
+// The numbers of tokens that are tried together, of 256: all, or some around the borders of the tiles.
+std::vector<uint32_t> batches(bool all) {
+    if (few_cases()) return {8, 33, 129, 256};
+    if (!all) return {2, 8, 17, 32, 33, 40, 63, 64, 65, 96, 127, 128, 129, 191, 200, 255, 256};
+    std::vector<uint32_t> each(256);
+    for (uint32_t i = 0; i < 256; i++) each[i] = i + 1;
+    return each;
 }
-
-// Around the borders of the tiles.
-const std::vector<uint32_t> kSomeBatches = {2, 8, 17, 32, 33, 40, 63, 64, 65, 96, 127, 128, 129, 191, 200, 255, 256};
 
 }  // namespace
 
@@ -425,7 +435,7 @@ TEST(decode_matmul_stores_the_bits_of_each_token_alone_among_1_to_256) {
             }
             return by_token;
         };
-        check_rows_alone("store", 256, (size_t)c.n_splits * c.n_rows, c.all ? all_batches(256) : kSomeBatches, run);
+        check_rows_alone("store", 256, (size_t)c.n_splits * c.n_rows, batches(c.all), run);
     }
 }
 
@@ -466,7 +476,7 @@ TEST(decode_matmul_gate_up_has_the_bits_of_each_token_alone_among_1_to_256) {
             }
             return by_token;
         };
-        check_rows_alone("gate and up", 256, c.d_ff + pitch, c.all ? all_batches(256) : kSomeBatches, run);
+        check_rows_alone("gate and up", 256, c.d_ff + pitch, batches(c.all), run);
     }
 }
 
@@ -525,6 +535,6 @@ TEST(decode_matmul_qkv_has_the_bits_of_each_token_alone_among_1_to_256) {
             }
             return by_token;
         };
-        check_rows_alone("q, k and v", 256, 2 * (n_q + n_kv + n_kv_pad), c.all ? all_batches(256) : kSomeBatches, run);
+        check_rows_alone("q, k and v", 256, 2 * (n_q + n_kv + n_kv_pad), batches(c.all), run);
     }
 }

@@ -166,6 +166,7 @@ TEST(prefill_matmul_gives_a_token_the_same_bits_in_any_company_and_tile) {
         for (uint32_t path : kin(family, ORCD_PREFILL_STORE)) {
             CHECK(same_bits(stored(w, x, 0, n_tokens, path), all), "path %u differs from path %u", path, family);
             for (uint32_t n : {1u, 7u, 64u, 300u}) {
+                if (few_cases() && n != 7) continue;
                 for (uint32_t first : {0u, 1u, 1800u})
                     CHECK(is_part(stored(w, x, first, n, path), all, first, n_rows),
                           "%u tokens from %u differ, path %u", n, first, path);
@@ -182,7 +183,7 @@ TEST(prefill_matmul_gives_a_token_the_same_bits_among_any_number) {
     for (uint32_t family : families()) {
         const uint32_t path = family == ORCD_PREFILL_MMA ? family : (uint32_t)ORCD_PREFILL_WGMMA;
         const std::vector<float> all = stored(w, x, 0, n_tokens, family);
-        for (uint32_t n = 1; n <= n_tokens; n++)
+        for (uint32_t n = 1; n <= n_tokens; n += few_cases() ? 23 : 1)
             CHECK(is_part(stored(w, x, n_tokens - n, n, path), all, n_tokens - n, n_rows), "%u tokens differ, path %u",
                   n, path);
     }

@@ -9,7 +9,8 @@
 #   OP_FILTER         only kernels' tests whose names contain one of these words
 #   TEST_FILTER       only Rust tests whose names contain this
 #   SANITIZER_TOOLS   default: memcheck racecheck initcheck synccheck
-#   SANITIZER_FILTER  as OP_FILTER, for the sanitizer, under which tests take many times as long
+#   SANITIZER_FILTER  as OP_FILTER, for the sanitizer, under which tests take many times as long and leave out cases that
+#                     differ in numbers alone (ORCD_FEW_CASES=1)
 #   SANITIZER_SHARDS  processes that share a tool's tests; default: as many as there are cores, at most 16
 #   DEVICE            where the worker is to compute; default: cuda
 #   MODEL             a GGUF file to measure; default: one with random weights, written to $WORK by the first step that needs it
@@ -125,7 +126,7 @@ sanitized() {
         port=
         ! compute-sanitizer --help | grep -q -e --base-port || port="--base-port $((49152 + 16 * shard))"
         # shellcheck disable=SC2086
-        say compute-sanitizer --tool "$tool" --error-exitcode 9 $port bin/op-tests --shard "$shard/$n" \
+        ORCD_FEW_CASES=1 say compute-sanitizer --tool "$tool" --error-exitcode 9 $port bin/op-tests --shard "$shard/$n" \
             ${SANITIZER_FILTER:-} >"$out/sanitizer-$tool-$shard.log" 2>&1 &
         running+=($!)
     done
