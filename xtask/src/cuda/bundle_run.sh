@@ -2,7 +2,7 @@
 # Tests and measures the worker on this machine's GPU. Needs a driver; the full-size check needs Python with PyTorch and
 # transformers, and `sanitizer` NVIDIA's compute-sanitizer. Neither Rust nor a network.
 #
-#   bash run.sh [STEP...]      op-tests gpu-tests haiku storm full-size bench http sanitizer; without any, all, in this order
+#   bash run.sh [STEP...]      op-tests gpu-tests haiku storm soak full-size bench http sanitizer; without any, all, in this order
 #
 # Logs go to $OUT (default: out), one a step, and a table to $OUT/summary.txt. Exit status: 0 if every step passed.
 #
@@ -20,6 +20,7 @@
 #   FULL_SIZE_ARGS    for full_size.py; default: --device $DEVICE --tokens 16385 --positions 240
 #   BENCH_ARGS        for `worker-orcd bench`
 #   HTTP_ARGS         for http_speed
+#   SOAK_ARGS         for the soak; default: --seconds 60
 #   STEP_TIMEOUT      seconds that a step may take; default: 1200
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -80,6 +81,12 @@ haiku() {
 
 storm() {
     WORKER_ORCD_BIN=$here/bin/worker-orcd say tests/tests.storm --nocapture
+}
+
+soak() {
+    # shellcheck disable=SC2086
+    say bin/soak --worker "$here/bin/worker-orcd" --device "$device" --model models/haiku/haiku-qwen2-5.8m-f16.gguf \
+        ${SOAK_ARGS:---seconds 60}
 }
 
 # Logits against transformers' in float64, and that a request's bits are its own, of a model that is hard on arithmetic.
@@ -152,7 +159,7 @@ note() {
                print s }' "$1"
 }
 
-all="op-tests gpu-tests haiku storm full-size bench http sanitizer"
+all="op-tests gpu-tests haiku storm soak full-size bench http sanitizer"
 steps=${*:-$all}
 for step in $steps; do
     case " $all " in *" $step "*) ;; *) echo "no step \"$step\"; there are: $all" >&2; exit 2 ;; esac
