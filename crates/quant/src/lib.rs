@@ -28,6 +28,9 @@
 //! A quantizer is optional: [`Format::can_quantize`] says whether there is one. It rounds as ggml's reference does, or
 //! loses less, without a matrix of importance, and gives the same bytes on every machine.
 //!
+//! # On a GPU
+//! A GPU reads the same numbers in another arrangement, [`planes`], that is made from the blocks when a file is loaded.
+//!
 //! # Limits
 //! Activations and sums are `f32`; a row's sum of `n` products is off by at most about `n / lanes` roundings of its
 //! magnitude. Rows hold whole blocks. Only read, not made: `Q2_K`, `Q3_K`, `IQ4_NL`, `IQ4_XS`, `MXFP4`. Formats of ggml's
@@ -59,6 +62,7 @@ mod formats;
 mod isa;
 mod matmul;
 mod panel;
+pub mod planes;
 pub mod simd;
 mod tile;
 

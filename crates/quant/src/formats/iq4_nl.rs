@@ -10,7 +10,7 @@ use crate::simd::Simd;
 pub(crate) struct IQ4_NL;
 
 /// What the numbers stand for.
-pub(super) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 #[repr(C)]
 pub(crate) struct Block {

@@ -10,9 +10,9 @@
 mod bf16;
 mod f16;
 mod f32;
-mod iq4_nl;
+pub(crate) mod iq4_nl;
 mod iq4_xs;
-mod mxfp4;
+pub(crate) mod mxfp4;
 mod packed;
 mod q2_k;
 mod q3_k;

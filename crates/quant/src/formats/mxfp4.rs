@@ -10,7 +10,7 @@ use crate::simd::Simd;
 pub(crate) struct MXFP4;
 
 /// Twice what the numbers stand for. ggml's table holds integers: the zero of number 8 has no sign.
-const VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 #[repr(C)]
 pub(crate) struct Block {
@@ -25,7 +25,7 @@ const _: () = assert!(size_of::<Block>() == 17);
 /// `2^(exponent - 128)`, of which the two least are no normal numbers. 255 stands for NaN in the specification and for
 /// 2^127 here, as in ggml.
 #[inline(always)]
-fn half_scale(exponent: u8) -> f32 {
+pub(crate) fn half_scale(exponent: u8) -> f32 {
     f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { u32::from(exponent - 1) << 23 })
 }
 
