@@ -3,6 +3,7 @@
 # transformers, and `sanitizer` NVIDIA's compute-sanitizer. Neither Rust nor a network.
 #
 #   bash run.sh [STEP...]      op-tests gpu-tests haiku storm soak full-size bench http sanitizer; without any, all, in this order
+#                              bench-quantised, only on request: the same weights in F16, Q8_0, Q4_0 and Q4_K_M
 #
 # Logs go to $OUT (default: out), one a step, and a table to $OUT/summary.txt. Exit status: 0 if every step passed.
 #
@@ -18,7 +19,7 @@
 #   WORK              where large files go; default: /tmp/worker-orcd
 #   RANDOM_ARGS       for `xtask make-random`
 #   FULL_SIZE_ARGS    for full_size.py; default: --device $DEVICE --tokens 16385 --positions 240
-#   BENCH_ARGS        for `worker-orcd bench`
+#   BENCH_ARGS        for `worker-orcd bench`; bench-quantised: default -n 128 -b 1,32 -p 512 -r 3
 #   HTTP_ARGS         for http_speed
 #   SOAK_ARGS         for the soak; default: --seconds 60
 #   STEP_TIMEOUT      seconds that a step may take; default: 1200
@@ -108,6 +109,29 @@ bench() {
     say bin/worker-orcd bench --device "$device" --model "$MODEL" ${BENCH_ARGS:-}
 }
 
+# Decoding and prompts of one model in several types, each measured as `bench` does; then their medians in one table.
+bench_quantised() {
+    model || return 1
+    local type file log failed=0
+    for type in F16 Q8_0 Q4_0 Q4_K_M; do
+        file=$MODEL
+        if [ "$type" != F16 ]; then
+            file=$work/$(basename "$MODEL" .gguf)-$type.gguf
+            [ -s "$file" ] || say bin/worker-orcd quantize "$MODEL" "$file" "$type" || return 1
+        fi
+        log=$out/bench-$type.txt
+        # shellcheck disable=SC2086
+        say bin/worker-orcd bench --device "$device" --model "$file" ${BENCH_ARGS:--n 128 -b 1,32 -p 512 -r 3} >"$log" || failed=1
+        cat "$log"
+    done
+    printf '\n%-8s %-14s %7s %7s %12s\n' type test depth batch tokens/s
+    for type in F16 Q8_0 Q4_0 Q4_K_M; do
+        awk -v type="$type" '/^(prompt|decode) [0-9]/ { printf "%-8s %-14s %7s %7s %12s\n", type, $1 " " $2, $3, $4, $5 }' \
+            "$out/bench-$type.txt"
+    done
+    return $failed
+}
+
 http() {
     model || return 1
     # shellcheck disable=SC2086
@@ -160,9 +184,10 @@ note() {
 }
 
 all="op-tests gpu-tests haiku storm soak full-size bench http sanitizer"
+on_request="bench-quantised"
 steps=${*:-$all}
 for step in $steps; do
-    case " $all " in *" $step "*) ;; *) echo "no step \"$step\"; there are: $all" >&2; exit 2 ;; esac
+    case " $all $on_request " in *" $step "*) ;; *) echo "no step \"$step\"; there are: $all $on_request" >&2; exit 2 ;; esac
 done
 if [ "${BUNDLE_STEP:-}" != "" ]; then # one step, below a time limit: see the loop
     "${BUNDLE_STEP//-/_}"
@@ -184,7 +209,7 @@ for step in $steps; do
     status=${PIPESTATUS[0]}
     case $status in 0) verdict=ok ;; 124 | 137) verdict="TIME IS UP" ;; *) verdict=FAILED ;; esac
     [ "$status" = 0 ] || failures=$((failures + 1))
-    rows+=$(printf '%-10s %-10s %5d s  %s' "$step" "$verdict" $((SECONDS - began)) "$(note "$out/$step.log")")$'\n'
+    rows+=$(printf '%-15s %-10s %5d s  %s' "$step" "$verdict" $((SECONDS - began)) "$(note "$out/$step.log")")$'\n'
 done
 printf '\n%s' "$rows" | tee -a "$summary"
 [ "$failures" = 0 ]
