@@ -1,5 +1,7 @@
 // From a format's bytes to halves in the order that matrix instructions want, and to floats.
 //
+// Here are the formats that are not quantised; planes.cuh has the others.
+//
 // A chunk is 32 columns. Lane t of a quad takes columns 8t to 8t+7 of it: contiguous, so that a quad reads 64 bytes of an F16
 // row. The order of columns within a matrix instruction is free as long as both operands agree: the first instruction of
 // a chunk takes columns {0, 1, 2, 3} of every lane's eight, the second {4, 5, 6, 7}.
@@ -10,6 +12,7 @@
 
 #include "launch.h"
 #include "mma.cuh"
+#include "planes.cuh"
 #include "worker_cuda.h"
 
 namespace orcd {
@@ -55,46 +58,46 @@ template <> struct Piece<ORCD_FORMAT_F32> {
     }
 };
 
-template <> struct Piece<ORCD_FORMAT_Q8_0> {
-    uint2 bits;
-    __half d;
-    __device__ __forceinline__ void load(const orcd_matrix &w, uint32_t row, uint32_t chunk, int t) {
-        bits = load_once_8(static_cast<const char *>(w.values) + row * w.row_bytes + chunk * 32 + t * 8);
-        d = reinterpret_cast<const __half *>(w.scales)[(size_t)row * (w.n_cols / 32) + chunk];
-    }
-    // d * q has up to 18 bits and is rounded to 11.
-    __device__ __forceinline__ uint4 halves(float scale) const {
-        float f = __half2float(d) * scale;
-        auto pair = [f](uint32_t four, int first) {
-            int a = (int8_t)(four >> (8 * first)), b = (int8_t)(four >> (8 * first + 8));
-            return pack_half2((float)a * f, (float)b * f);
-        };
-        return make_uint4(pair(bits.x, 0), pair(bits.x, 2), pair(bits.y, 0), pair(bits.y, 2));
-    }
-};
+// One of a row's values of a quantised matrix, exactly.
+__device__ __forceinline__ float quantised_value(const orcd_matrix &w, uint32_t row, uint32_t column) {
+    const Planes k = planes_of(w.format);
+    const int t = column % 16 / 4, group = column / 16 % 2;
+    PlaneRow at;
+    PlanePiece piece;
+    at.find(k, w, row, t);
+    piece.load(k, at, column / ORCD_CHUNK);
+    const uint4 n = numbers_of(k, piece, t);
+    const uint32_t first = group ? n.z : n.x, second = group ? n.w : n.y, pair = column % 4 < 2 ? first : second;
+    return scaled(k, column % 2 ? high_half(pair) : low_half(pair), scale_of(k, piece), group);
+}
 
 // One of a row's values, exactly.
 __device__ __forceinline__ float weight_value(const orcd_matrix &w, uint32_t row, uint32_t column) {
+    if (is_quantised(w.format)) return quantised_value(w, row, column);
     const char *p = static_cast<const char *>(w.values) + row * w.row_bytes;
     switch (w.format) {
         case ORCD_FORMAT_F16: return __half2float(reinterpret_cast<const __half *>(p)[column]);
         case ORCD_FORMAT_BF16: return __bfloat162float(reinterpret_cast<const __nv_bfloat16 *>(p)[column]);
-        case ORCD_FORMAT_Q8_0: {
-            const __half *scales = reinterpret_cast<const __half *>(w.scales) + (size_t)row * (w.n_cols / 32);
-            return __half2float(scales[column / 32]) * (float)reinterpret_cast<const int8_t *>(p)[column];
-        }
         default: return reinterpret_cast<const float *>(p)[column];
     }
 }
 
+// Whether a quantised matrix has the planes of its format.
+inline bool has_planes(const orcd_matrix &w) {
+    const Planes k = planes_of(w.format);
+    const uint32_t block = k.super_bytes() > 0 ? kChunksOfSuper * ORCD_CHUNK : ORCD_CHUNK;
+    return w.n_cols % block == 0 && w.scales && is_aligned(w.scales, 4) && (k.high_bits == 0 || (w.high && is_aligned(w.high, 4))) &&
+           (k.super_bytes() == 0 || (w.supers && is_aligned(w.supers, 4))) &&
+           w.row_bytes == (uint64_t)w.n_cols / 8 * k.low_bits;
+}
+
 // What every launcher requires of a matrix.
 inline bool is_matrix(const orcd_matrix &w) {
-    uint64_t columns = (uint64_t)div_ceil(w.n_cols, ORCD_CHUNK) * ORCD_CHUNK;
-    uint64_t value_bytes = w.format == ORCD_FORMAT_F32 ? 4 : w.format == ORCD_FORMAT_Q8_0 ? 1 : 2;
-    bool is_quantised = w.format == ORCD_FORMAT_Q8_0;
-    return w.values && w.n_rows > 0 && w.n_cols > 0 && w.format <= ORCD_FORMAT_Q8_0 && w.scale > 0 &&
-           is_aligned(w.values, 16) && w.row_bytes % 16 == 0 && w.row_bytes >= columns * value_bytes &&
-           (!is_quantised || (w.scales && w.n_cols % 32 == 0));
+    if (!w.values || w.n_rows == 0 || w.n_cols == 0 || w.format >= ORCD_N_FORMATS || !(w.scale > 0) || !is_aligned(w.values, 16))
+        return false;
+    if (is_quantised(w.format)) return has_planes(w);
+    const uint64_t columns = (uint64_t)div_ceil(w.n_cols, ORCD_CHUNK) * ORCD_CHUNK;
+    return w.row_bytes % 16 == 0 && w.row_bytes >= columns * (w.format == ORCD_FORMAT_F32 ? 4 : 2);
 }
 
 }  // namespace orcd

@@ -8,7 +8,7 @@
 //! is ready in the time it takes to fill in the page table, and two workers share one copy. That table is filled by
 //! `load`, on several threads: left to the first token, it would cost that token a page fault for every 4 KiB.
 //!
-//! For a GPU every byte has to be copied once. [`stream`] reads [`Piece`]s of tensors into slots of the caller's (pinned
+//! For a GPU every byte has to be copied once. [`stream`] reads [`Piece`]s of tensors into [`Slot`]s of the caller's (pinned
 //! memory), on several threads because one does not keep up with the link, and hands each filled slot to a [`SlotSink`],
 //! which sends it on and gives it back.
 //!
@@ -53,5 +53,5 @@ mod weights;
 pub use error::{LoadError, TensorFault};
 pub use load::{Progress, TensorSpec, check, faults, load};
 pub use model_file::ModelFile;
-pub use stream::{Piece, SlotSink, StreamError, pieces, stream};
+pub use stream::{Piece, Slot, SlotSink, StreamError, pieces, stream};
 pub use weights::{Tensor, Weights};

@@ -3,7 +3,7 @@
 //! A copy into a GPU's memory runs by itself only out of pinned memory, which is dear to allocate; so there are a few
 //! slots of it, and they go round: a thread reads the next piece of the file into a free slot, the calling thread hands
 //! the slot to the [`SlotSink`], which starts the copy, and when that is done the slot is free again. Slots are moved and
-//! never shared, so nobody can write into one that is being copied from.
+//! never shared, so nobody can write into one that is being copied from. A [`Slot`] may rearrange what was read into it.
 //!
 //! One thread reads from the page cache at 5 to 10 GB/s, and a GPU's link carries 55.
 
@@ -37,6 +37,25 @@ impl Piece<'_> {
     }
 }
 
+/// Where a piece of a file goes.
+pub trait Slot: Send {
+    /// The memory that a piece is read into: `piece.n_bytes` bytes.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    fn room_for(&mut self, piece: &Piece<'_>) -> &mut [u8];
+
+    /// Called on the reading thread when the piece is there: what is to be done with the bytes before they go on is done on many
+    /// threads here, while they are in the processor's cache.
+    fn read(&mut self, _piece: &Piece<'_>) {}
+}
+
+impl Slot for Vec<u8> {
+    fn room_for(&mut self, piece: &Piece<'_>) -> &mut [u8] {
+        &mut self[..piece.n_bytes]
+    }
+}
+
 /// Takes filled slots and gives them back.
 ///
 /// [`stream`] calls both functions on its own thread.
@@ -44,7 +63,7 @@ pub trait SlotSink<S> {
     /// Why the bytes could not be taken.
     type Error;
 
-    /// The first `piece.n_bytes` bytes of `slot` are `piece`. May return before they have been used.
+    /// `slot` has been told that it holds `piece`. May return before its bytes have been used.
     ///
     /// # Errors
     /// End the stream.
@@ -71,10 +90,10 @@ pub enum StreamError<E> {
 
 /// All tensors of a file in pieces of at most `max_bytes`, in the order in which they lie in the file.
 ///
-/// A piece is whole rows of its tensor, unless one row alone is longer than `max_bytes`.
+/// A piece is whole rows of its tensor, or whole blocks where one row alone is longer than `max_bytes`.
 ///
 /// # Panics
-/// If `max_bytes` is 0.
+/// If `max_bytes` is 0, or a tensor's blocks are longer.
 pub fn pieces<'a>(gguf: &'a Gguf<'a>, max_bytes: usize) -> Vec<Piece<'a>> {
     assert!(max_bytes > 0, "pieces of 0 bytes never end");
     let mut by_offset: Vec<&TensorInfo<'_>> = gguf.tensors.iter().collect();
@@ -92,10 +111,12 @@ pub fn pieces<'a>(gguf: &'a Gguf<'a>, max_bytes: usize) -> Vec<Piece<'a>> {
     pieces
 }
 
-/// As many rows as fit into `max_bytes`.
+/// As many rows as fit into `max_bytes`, or as many blocks.
 fn step_bytes(tensor: &TensorInfo<'_>, max_bytes: u64) -> u64 {
     let row_bytes = tensor.n_bytes / (tensor.shape.n_elements() / tensor.shape.row_len());
-    if row_bytes == 0 || row_bytes > max_bytes { max_bytes } else { max_bytes / row_bytes * row_bytes }
+    let unit = if row_bytes == 0 || row_bytes > max_bytes { tensor.ty.block_bytes() } else { row_bytes };
+    assert!(unit <= max_bytes, "{}: a block has {unit} bytes, a piece at most {max_bytes}", tensor.name);
+    max_bytes / unit * unit
 }
 
 /// Reads every piece into a slot, with `n_threads` threads, and hands it to `sink` as soon as it is there: in any order,
@@ -105,17 +126,15 @@ fn step_bytes(tensor: &TensorInfo<'_>, max_bytes: u64) -> u64 {
 /// The first that occurs; no further piece is read then, and slots that the sink holds stay with it.
 ///
 /// # Panics
-/// If there is no slot or thread, or a slot is shorter than a piece.
-pub fn stream<S: AsMut<[u8]> + Send, K: SlotSink<S>>(
+/// If there is no slot or thread, or a slot has no room for a piece.
+pub fn stream<S: Slot, K: SlotSink<S>>(
     file: &ModelFile,
     pieces: &[Piece<'_>],
-    mut slots: Vec<S>,
+    slots: Vec<S>,
     n_threads: usize,
     sink: &mut K,
 ) -> Result<Vec<S>, StreamError<K::Error>> {
-    let longest = pieces.iter().map(|piece| piece.n_bytes).max().unwrap_or(0);
     assert!(n_threads > 0 && !slots.is_empty(), "{n_threads} threads, {} slots", slots.len());
-    assert!(slots.iter_mut().all(|slot| slot.as_mut().len() >= longest), "a slot is shorter than {longest} bytes");
     let n_slots = slots.len();
     let free = FreeSlots::new(slots);
     let next = AtomicUsize::new(0);
@@ -163,7 +182,7 @@ fn take_pieces<S, K: SlotSink<S>>(
 }
 
 /// One reading thread's part: the next piece that nobody has, until there is none.
-fn read_pieces<'p, S: AsMut<[u8]>>(
+fn read_pieces<'p, S: Slot>(
     file: &ModelFile,
     pieces: &'p [Piece<'p>],
     next: &AtomicUsize,
@@ -172,7 +191,10 @@ fn read_pieces<'p, S: AsMut<[u8]>>(
 ) {
     while let Some(&piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
         let Some(mut slot) = free.take() else { return };
-        let result = file.read_tensor(piece.tensor, piece.start, &mut slot.as_mut()[..piece.n_bytes]);
+        let result = file.read_tensor(piece.tensor, piece.start, slot.room_for(&piece));
+        if result.is_ok() {
+            slot.read(&piece);
+        }
         if filled.send((slot, piece, result)).is_err() {
             return;
         }

@@ -5,21 +5,25 @@
 // Mapping:  weights on the wide side of the matrix instruction (16 rows), tokens on the narrow one (8). A block has 8 warps
 //           and 16 or 32 rows; each warp takes every row's same eighth of the columns, so that a block reads whole rows
 //           and a narrow matrix still keeps many loads in flight. Tokens beyond 32 are the grid's second dimension.
-//           A lane loads 16 bytes of a row at a time, straight into the registers that the instruction wants.
+//           A lane loads 16 bytes of a row at a time, straight into the registers that the instruction wants; of a quantised
+//           row, what the planes have of its eight columns.
 // Requires: rows padded to 32 columns with zeros, 16-byte aligned; see the launcher.
 // Cost:     the matrix once from memory for up to 32 tokens, and from L2 for each further 32; x from L1 and L2. For many tokens
 //           kernel_tiles.cu has a path on Hopper, with the same bits.
-// Numerics: F16 products, F32 sums. The order of a sum is given by the matrix's shape: n_splits times 8 slices of the
+// Numerics: F16 products, F32 sums. Quantised numbers are multiplied as they are, and their sums by the scales (quantised.cuh).
+//           The order of a sum is given by the matrix's shape: n_splits times 8 slices of the
 //           columns, each a chain of matrix instructions, added in order. It does not depend on the number of tokens, so
 //           a token's bits do not either. Tolerance against the reference in test.cu.
 // Source:   the layout of operands is that of PTX ISA, "Matrix fragments for mma.m16n8k16".
 #include "common.cuh"
 #include "dependency.cuh"
 #include "norm.cuh"
+#include "quantised.cuh"
 #include "tiles.h"
 #include "weights.cuh"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace orcd {
 namespace {
@@ -30,53 +34,34 @@ constexpr uint32_t kEnoughBlocks = 128;
 constexpr uint32_t kMaxSplits = 8;
 // A split narrower than this leaves warps without work.
 constexpr uint32_t kMinSplitChunks = 12;
-// For a tile whose rows are of different formats: the format is looked up for every row.
-constexpr int kMixed = 100;
 
 // Chunks of each of M tiles that are loaded before the first is used.
 template <int FORMAT, int M, bool NORM = false> __host__ __device__ constexpr int ahead() {
-    if (FORMAT == kMixed) return 1;
+    if (FORMAT == kAny || FORMAT == ORCD_FORMAT_Q6_K && M > 1) return 2;
     if (FORMAT == ORCD_FORMAT_F32) return 2 / M;
     return NORM && M > 1 ? 3 : 4 / M;  // a single token leaves registers for more
 }
 
-// A lane's part of a row's chunk, of a format known when compiling, or not.
-template <int FORMAT> struct RowPiece {
-    Piece<FORMAT> piece;
-    __device__ __forceinline__ void load(const orcd_matrix &w, uint32_t row, uint32_t chunk, int t) {
-        piece.load(w, row, chunk, t);
-    }
-    __device__ __forceinline__ uint4 halves(float scale) const { return piece.halves(scale); }
+// A row of a format that is rounded to halves, at one lane: nothing that has to be kept.
+template <int FORMAT> struct HalfRow {
+    using Loaded = Piece<FORMAT>;
+    __device__ __forceinline__ void find(const orcd_matrix &, uint32_t, int) {}
 };
 
-template <> struct RowPiece<kMixed> {
-    uint4 as_halves;
-    __device__ __forceinline__ void load(const orcd_matrix &w, uint32_t row, uint32_t chunk, int t) {
-        switch (w.format) {
-            case ORCD_FORMAT_F16: return convert<ORCD_FORMAT_F16>(w, row, chunk, t);
-            case ORCD_FORMAT_BF16: return convert<ORCD_FORMAT_BF16>(w, row, chunk, t);
-            case ORCD_FORMAT_Q8_0: return convert<ORCD_FORMAT_Q8_0>(w, row, chunk, t);
-            default: return convert<ORCD_FORMAT_F32>(w, row, chunk, t);
-        }
-    }
-    template <int FORMAT> __device__ __forceinline__ void convert(const orcd_matrix &w, uint32_t row, uint32_t chunk, int t) {
-        Piece<FORMAT> piece;
-        piece.load(w, row, chunk, t);
-        as_halves = piece.halves(w.scale);
-    }
-    __device__ __forceinline__ uint4 halves(float) const { return as_halves; }
-};
+template <int FORMAT> using RowAt = std::conditional_t<has_scales_after(FORMAT), LaneRow<FORMAT>, HalfRow<FORMAT>>;
 
 // A block's rows: M tiles of 16. Rows beyond the last are computed as copies of the last and not written.
-template <int OUTPUT, int M> struct Rows {
+template <int FORMAT, int OUTPUT, int M> struct Rows {
     RowRef of[M][2];
-    __device__ __forceinline__ void find(const orcd_decode_matmul_args &a, uint32_t first_pair, uint32_t last_pair, int g) {
+    RowAt<FORMAT> at[M][2];
+    __device__ __forceinline__ void find(const orcd_decode_matmul_args &a, uint32_t first_pair, uint32_t last_pair, int g, int t) {
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
             for (int second = 0; second < 2; second++) {
                 of[m][second] = row_of<OUTPUT>(a, min(first_pair + m * kPairs + g, last_pair), second);
                 if (OUTPUT == ORCD_DECODE_STORE) of[m][second].row = min(of[m][second].row, a.w[0].n_rows - 1);
+                at[m][second].find(a.w[of[m][second].matrix], of[m][second].row, t);
             }
         }
     }
@@ -156,10 +141,16 @@ template <> struct Normalised<true> {
     }
 };
 
+// Blocks that an SM is to hold at once: a third where registers suffice.
+template <int FORMAT, int OUTPUT, int N, bool NORM> constexpr int min_blocks() {
+    if (N > 1 || NORM || FORMAT == kAny) return 2;
+    return has_scales_after(FORMAT) && (OUTPUT == ORCD_DECODE_QKV || FORMAT == ORCD_FORMAT_Q6_K) ? 2 : 3;
+}
+
 // M tiles of 16 rows and N tiles of 8 tokens at a time. Blocks take such pieces in turn, and load the next one's weights before
 // they finish the last one's sums.
 template <int FORMAT, int OUTPUT, int M, int N, bool NORM>
-__global__ void __launch_bounds__(kThreads, N == 1 && !NORM ? 3 : 2) warp_per_slice(orcd_decode_matmul_args a) {
+__global__ void __launch_bounds__(kThreads, min_blocks<FORMAT, OUTPUT, N, NORM>()) warp_per_slice(orcd_decode_matmul_args a) {
     constexpr int kRows = M * 2 * kPairs;
     constexpr int kTokens = N * 8;
     constexpr int kPitch = kRows + 4;  // so that the 32 stores of a fragment go to 32 banks
@@ -177,18 +168,22 @@ __global__ void __launch_bounds__(kThreads, N == 1 && !NORM ? 3 : 2) warp_per_sl
     let_successor_start();
     Normalised<NORM> normalised;
     normalised.prepare(a);
-    Rows<OUTPUT, M> rows;
-    RowPiece<FORMAT> pieces[kAhead][M][2];
+    Rows<FORMAT, OUTPUT, M> rows;
+    typename RowAt<FORMAT>::Loaded pieces[kAhead][M][2];
     auto load = [&](int slot, uint32_t chunk) {
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
-            for (int second = 0; second < 2; second++)
-                pieces[slot][m][second].load(a.w[rows.of[m][second].matrix], rows.of[m][second].row, chunk, t);
+            for (int second = 0; second < 2; second++) {
+                if constexpr (has_scales_after(FORMAT))
+                    rows.at[m][second].load(pieces[slot][m][second], chunk);
+                else
+                    pieces[slot][m][second].load(a.w[rows.of[m][second].matrix], rows.of[m][second].row, chunk, t);
+            }
         }
     };
     auto begin = [&](uint32_t piece) {
-        rows.find(a, piece * (M * kPairs), last_pair, g);
+        rows.find(a, piece * (M * kPairs), last_pair, g, t);
 #pragma unroll
         for (int i = 0; i < kAhead; i++)
             if (slice.begin + i < slice.end) load(i, slice.begin + i);
@@ -198,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, N == 1 && !NORM ? 3 : 2) warp_per_sl
 #pragma unroll
     for (int n = 0; n < N; n++) {
         const uint32_t token = min(first_token + n * 8 + g, a.n_tokens - 1);
-        x[n] = normalised.row(a, token) + t * 16;
+        x[n] = normalised.row(a, token) + t * (has_scales_after(FORMAT) ? 8 : 16);
     }
 
     bool is_first = true;
@@ -225,20 +220,43 @@ __global__ void __launch_bounds__(kThreads, N == 1 && !NORM ? 3 : 2) warp_per_sl
             for (int i = 0; i < kAhead; i++) {
                 const uint32_t chunk = base + i;
                 if (chunk >= slice.end) break;
-                uint4 first[M], second[M];
-#pragma unroll
-                for (int m = 0; m < M; m++) {
-                    first[m] = pieces[i][m][0].halves(a.w[rows.of[m][0].matrix].scale);
-                    second[m] = pieces[i][m][1].halves(a.w[rows.of[m][1].matrix].scale);
-                }
-                if (chunk + kAhead < slice.end) load(i, chunk + kAhead);
-#pragma unroll
-                for (int n = 0; n < N; n++) {
-                    const uint4 b = *reinterpret_cast<const uint4 *>(x[n] + chunk * 64);
+                if constexpr (has_scales_after(FORMAT)) {
+                    using Row = RowAt<FORMAT>;
+                    uint4 numbers[M][2];
+                    PlaneScale scales[M][2];
 #pragma unroll
                     for (int m = 0; m < M; m++) {
-                        mma_16816(c[m][n], first[m].x, second[m].x, first[m].y, second[m].y, b.x, b.y);
-                        mma_16816(c[m][n], first[m].z, second[m].z, first[m].w, second[m].w, b.z, b.w);
+#pragma unroll
+                        for (int second = 0; second < 2; second++) {
+                            numbers[m][second] = rows.at[m][second].numbers(pieces[i][m][second], t);
+                            scales[m][second] = rows.at[m][second].scale(pieces[i][m][second]);
+                        }
+                    }
+                    if (chunk + kAhead < slice.end) load(i, chunk + kAhead);
+#pragma unroll
+                    for (int n = 0; n < N; n++) {
+                        ChunkOfTokens<Row::kGroups, Row::kOffset> of_tokens;
+                        of_tokens.load(x[n] + chunk * 64);
+#pragma unroll
+                        for (int m = 0; m < M; m++)
+                            multiply_chunk(c[m][n], numbers[m][0], numbers[m][1], scales[m][0], scales[m][1], of_tokens);
+                    }
+                } else {
+                    uint4 first[M], second[M];
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+                        first[m] = pieces[i][m][0].halves(a.w[rows.of[m][0].matrix].scale);
+                        second[m] = pieces[i][m][1].halves(a.w[rows.of[m][1].matrix].scale);
+                    }
+                    if (chunk + kAhead < slice.end) load(i, chunk + kAhead);
+#pragma unroll
+                    for (int n = 0; n < N; n++) {
+                        const uint4 b = *reinterpret_cast<const uint4 *>(x[n] + chunk * 64);
+#pragma unroll
+                        for (int m = 0; m < M; m++) {
+                            mma_16816(c[m][n], first[m].x, second[m].x, first[m].y, second[m].y, b.x, b.y);
+                            mma_16816(c[m][n], first[m].z, second[m].z, first[m].w, second[m].w, b.z, b.w);
+                        }
                     }
                 }
             }
@@ -270,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, N == 1 && !NORM ? 3 : 2) warp_per_sl
                 const uint32_t token = i / kRows, row = piece * kRows + i % kRows;
                 if (row < a.w[0].n_rows) {
                     a.out[((size_t)split * a.n_tokens + first_token + token) * a.w[0].n_rows + row] =
-                        total(token, i % kRows, a.w[0].scale);
+                        total(token, i % kRows, scale_in_sums<FORMAT>(a.w[0]));
                 }
             }
         } else {
@@ -281,8 +299,8 @@ __global__ void __launch_bounds__(kThreads, N == 1 && !NORM ? 3 : 2) warp_per_sl
                 if (token >= n_here || pair > last_pair) continue;
                 const uint32_t row = pair_of_piece / kPairs * 2 * kPairs + pair_of_piece % kPairs;
                 const uint32_t of[2] = {row_of<OUTPUT>(a, pair, false).matrix, row_of<OUTPUT>(a, pair, true).matrix};
-                const float first = total(token, row, a.w[of[0]].scale);
-                const float second = total(token, row + kPairs, a.w[of[1]].scale);
+                const float first = total(token, row, scale_in_sums<FORMAT>(a.w[of[0]]));
+                const float second = total(token, row + kPairs, scale_in_sums<FORMAT>(a.w[of[1]]));
                 finish[f].write(a, first_token + token, normalised.ffn_scale(a, first_token + token), first, second);
             }
         }
@@ -319,23 +337,33 @@ template <int FORMAT, int OUTPUT> int32_t launch_output(const orcd_decode_matmul
     if (FORMAT == ORCD_FORMAT_F16 && a.n_tokens > kFewTokens && n_products >= kFewProducts && has_decode_tiles(a))
         return decode_tiles(a, kBestDecodeTile, stream);
     // Two pieces at a time where there are many: the second's loads do not wait for the first's sums.
-    if (a.norm.weight) return launch_tile<FORMAT, OUTPUT, OUTPUT == ORCD_DECODE_GATE_UP ? 2 : 1, 1, true>(a, stream);
+    constexpr int kNormTiles = OUTPUT == ORCD_DECODE_GATE_UP && FORMAT != kAny ? 2 : 1;
+    if (a.norm.weight) return launch_tile<FORMAT, OUTPUT, kNormTiles, 1, true>(a, stream);
     if (a.n_tokens <= 8) return launch_tile<FORMAT, OUTPUT, 1, 1>(a, stream);
-    if (a.n_tokens <= 16) return launch_tile<FORMAT, OUTPUT, 1, 2>(a, stream);
-    const uint32_t n_wide = div_ceil(n_pairs<OUTPUT>(a), 2 * kPairs) * div_ceil(a.n_tokens, 32) * a.n_splits;
-    return n_wide < kEnoughBlocks ? launch_tile<FORMAT, OUTPUT, 1, 4>(a, stream) : launch_tile<FORMAT, OUTPUT, 2, 4>(a, stream);
+    if constexpr (has_scales_after(FORMAT)) {
+        return launch_tile<FORMAT, OUTPUT, 1, 4>(a, stream);  // one shape, so that all formats are compiled in a minute
+    } else {
+        if (a.n_tokens <= 16) return launch_tile<FORMAT, OUTPUT, 1, 2>(a, stream);
+        const uint32_t n_wide = div_ceil(n_pairs<OUTPUT>(a), 2 * kPairs) * div_ceil(a.n_tokens, 32) * a.n_splits;
+        return n_wide < kEnoughBlocks ? launch_tile<FORMAT, OUTPUT, 1, 4>(a, stream) : launch_tile<FORMAT, OUTPUT, 2, 4>(a, stream);
+    }
 }
 
 template <int OUTPUT> int32_t launch_format(const orcd_decode_matmul_args &a, uint32_t n_matrices, orcd_stream stream) {
     uint32_t format = a.w[0].format;
     for (uint32_t i = 1; i < n_matrices; i++)
-        if (a.w[i].format != format) format = kMixed;
+        if (a.w[i].format != format) format = kAny;
     switch (format) {
         case ORCD_FORMAT_F16: return launch_output<ORCD_FORMAT_F16, OUTPUT>(a, stream);
         case ORCD_FORMAT_BF16: return launch_output<ORCD_FORMAT_BF16, OUTPUT>(a, stream);
-        case ORCD_FORMAT_Q8_0: return launch_output<ORCD_FORMAT_Q8_0, OUTPUT>(a, stream);
         case ORCD_FORMAT_F32: return launch_output<ORCD_FORMAT_F32, OUTPUT>(a, stream);
-        default: return launch_output<kMixed, OUTPUT>(a, stream);
+        // The formats that most files are made of.
+        case ORCD_FORMAT_Q8_0: return launch_output<ORCD_FORMAT_Q8_0, OUTPUT>(a, stream);
+        case ORCD_FORMAT_Q4_0: return launch_output<ORCD_FORMAT_Q4_0, OUTPUT>(a, stream);
+        case ORCD_FORMAT_Q5_0: return launch_output<ORCD_FORMAT_Q5_0, OUTPUT>(a, stream);
+        case ORCD_FORMAT_Q4_K: return launch_output<ORCD_FORMAT_Q4_K, OUTPUT>(a, stream);
+        case ORCD_FORMAT_Q6_K: return launch_output<ORCD_FORMAT_Q6_K, OUTPUT>(a, stream);
+        default: return launch_output<kAny, OUTPUT>(a, stream);
     }
 }
 

@@ -1,6 +1,6 @@
 // Tolerances: an F16 product is exact in F32 and F32 sums of n terms err by some sqrt(n) 2^-24 of their size, so 1e-5 is ample
-// where weights are used as they are; F32 and Q8_0 weights are rounded to 11 bits, by 2^-12 at most. Over many terms that
-// averages to 1.4e-4; a single short row, whose terms may cancel, has been seen at 3.4e-4. So 6e-4.
+// where weights are used as they are: halves, and quantised numbers whose scales come after. F32 weights are rounded to 11 bits, by
+// 2^-12 at most. Over many terms that averages to 1.4e-4; a single short row, whose terms may cancel, has been seen at 3.4e-4. So 6e-4.
 #include "../../test/matrices.h"
 #include "reference.h"
 #include "tiles.h"
@@ -10,7 +10,7 @@ using namespace harness;
 namespace {
 
 double tolerance(uint32_t format) {
-    return format == ORCD_FORMAT_F16 || format == ORCD_FORMAT_BF16 ? 1e-5 : 6e-4;
+    return format == ORCD_FORMAT_F32 ? 6e-4 : 1e-5;
 }
 
 std::vector<double> summed(const std::vector<float> &splits, uint32_t n_splits) {
@@ -27,10 +27,10 @@ struct Shape {
 
 TEST(decode_matmul_is_close_to_the_reference) {
     Random random(1);
-    const Shape shapes[] = {{1, 32}, {17, 36}, {61, 42}, {131, 84}, {52, 60}, {896, 896}, {1000, 256}, {256, 4864}};
-    for (uint32_t format = 0; format < 4; format++) {
+    const Shape shapes[] = {{1, 32}, {17, 36}, {61, 42}, {131, 84}, {52, 60}, {896, 896}, {1000, 256}, {33, 512}, {256, 4864}};
+    for (uint32_t format = 0; format < ORCD_N_FORMATS; format++) {
         for (Shape shape : shapes) {
-            if (format == ORCD_FORMAT_Q8_0 && shape.n_cols % 32) continue;
+            if (shape.n_cols % block_of(format)) continue;
             TestMatrix w(format, shape.n_rows, shape.n_cols, random, 0.05f);
             for (uint32_t n_tokens : {1u, 2u, 7u, 8u, 9u, 16u, 17u, 33u}) {
                 if (few_cases() && n_tokens % 8 != 1) continue;
@@ -63,10 +63,10 @@ TEST(decode_matmul_is_close_to_the_reference) {
 
 TEST(decode_matmul_gives_a_token_the_same_bits_alone_and_among_256) {
     Random random(2);
-    for (uint32_t format = 0; format < 4; format++) {
-        TestMatrix w(format, 200, 896, random, 0.05f);
-        const uint32_t n_tokens = 256, n_splits = 3;
-        TestActivations x(n_tokens, 896, 1.0f, random);
+    for (uint32_t format = 0; format < ORCD_N_FORMATS; format++) {
+        const uint32_t n_tokens = 256, n_splits = 3, n_cols = block_of(format) == 256 ? 768 : 896;
+        TestMatrix w(format, 200, n_cols, random, 0.05f);
+        TestActivations x(n_tokens, n_cols, 1.0f, random);
         auto run = [&](uint32_t first, uint32_t n) {
             Guarded<float> out((size_t)n_splits * n * 200);
             orcd_decode_matmul_args a{};
@@ -100,13 +100,16 @@ TEST(decode_matmul_gate_up_is_close_to_the_reference_beyond_the_range_of_halves)
     // The last shape's activations exceed 65,504.
     for (float deviation : {0.05f, 40.0f}) {
         for (uint32_t d_ff : {1u, 52u, 768u}) {
-            for (uint32_t mixed = 0; mixed < 2; mixed++) {
-                const uint32_t n_tokens = 19, d_model = 96;
-                TestMatrix gate(mixed ? ORCD_FORMAT_F16 : ORCD_FORMAT_BF16, d_ff, d_model, random, deviation);
-                TestMatrix up(mixed ? ORCD_FORMAT_Q8_0 : ORCD_FORMAT_BF16, d_ff, d_model, random, deviation);
+            // Both in each format, and each format beside another.
+            for (uint32_t pair = 0; pair < 2 * ORCD_N_FORMATS; pair++) {
+                const uint32_t of_gate = pair / 2, of_up = pair % 2 ? (of_gate + 5) % ORCD_N_FORMATS : of_gate;
+                if (d_ff == 768 && pair > 3) continue;
+                const uint32_t n_tokens = pair % 4 < 2 ? 19 : 5, d_model = pair < 8 ? 96 : 512;
+                if (d_model % block_of(of_gate) || d_model % block_of(of_up)) continue;
+                TestMatrix gate(of_gate, d_ff, d_model, random, deviation), up(of_up, d_ff, d_model, random, deviation);
                 TestActivations x(n_tokens, d_model, 1.0f, random);
                 const uint32_t pitch = (d_ff + 31) / 32 * 32;
-                const float scale = deviation > 1 ? std::ldexp(1.0f, -7) : 1.0f;
+                const float scale = deviation > 1 ? std::ldexp(1.0f, -10) : 1.0f;
                 Guarded<float> scales(std::vector<float>(n_tokens, scale));
                 Guarded<__half> act(std::vector<__half>((size_t)n_tokens * pitch, __float2half_rn(0.0f)));
                 Guarded<float> act_f32((size_t)n_tokens * d_ff);
@@ -141,8 +144,9 @@ TEST(decode_matmul_gate_up_is_close_to_the_reference_beyond_the_range_of_halves)
                     }
                 }
                 // silu amplifies a gate's error of 3e-4 of |gate| by up to |gate|: what its exponential sees.
-                CHECK(relative_error(act_f32.read(), want) < 1e-3, "d_ff %u: off by %g", d_ff, relative_error(act_f32.read(), want));
-                CHECK(relative_error(got, want) < 1e-3, "d_ff %u: halves off by %g", d_ff, relative_error(got, want));
+                const double error = relative_error(act_f32.read(), want);
+                CHECK(error < 1e-3, "%s and %s, d_ff %u: off by %g", name_of(of_gate), name_of(of_up), d_ff, error);
+                CHECK(relative_error(got, want) < 1e-3, "%s and %s, d_ff %u: halves off by %g", name_of(of_gate), name_of(of_up), d_ff, relative_error(got, want));
                 CHECK(pads_are_zero, "the columns that pad a row were written");
             }
         }
@@ -151,16 +155,25 @@ TEST(decode_matmul_gate_up_is_close_to_the_reference_beyond_the_range_of_halves)
 
 TEST(decode_matmul_qkv_turns_and_appends) {
     struct Heads {
-        uint32_t n_heads, n_kv_heads, d_head, d_head_pad, n_rope, adjacent;
+        uint32_t n_heads, n_kv_heads, d_head, d_head_pad, n_rope, adjacent, d_model;
+        uint32_t formats[3];
     };
     Random random(4);
-    const Heads cases[] = {{14, 2, 64, 64, 64, 0}, {3, 1, 12, 16, 12, 0}, {3, 3, 12, 16, 12, 1}, {7, 1, 12, 16, 8, 1}, {6, 2, 20, 32, 20, 1}};
+    constexpr uint32_t f16 = ORCD_FORMAT_F16, bf16 = ORCD_FORMAT_BF16, q8_0 = ORCD_FORMAT_Q8_0, q5_0 = ORCD_FORMAT_Q5_0;
+    constexpr uint32_t q4_0 = ORCD_FORMAT_Q4_0, q4_k = ORCD_FORMAT_Q4_K, q6_k = ORCD_FORMAT_Q6_K;
+    const Heads cases[] = {{14, 2, 64, 64, 64, 0, 84, {f16, f16, bf16}}, {3, 1, 12, 16, 12, 0, 84, {f16, f16, bf16}},
+                           {3, 3, 12, 16, 12, 1, 84, {f16, f16, bf16}}, {7, 1, 12, 16, 8, 1, 84, {f16, f16, bf16}},
+                           {6, 2, 20, 32, 20, 1, 84, {f16, f16, bf16}}, {3, 1, 64, 64, 64, 0, 256, {q4_k, q4_k, q6_k}},
+                           {3, 1, 64, 64, 64, 0, 96, {q5_0, q5_0, q8_0}}, {3, 1, 12, 16, 12, 1, 256, {f16, q4_k, q6_k}},
+                           {3, 1, 64, 64, 64, 0, 896, {q8_0, q8_0, q8_0}}, {3, 1, 12, 16, 12, 0, 96, {q4_0, q4_0, q4_0}},
+                           {3, 1, 64, 64, 64, 1, 96, {q5_0, q5_0, q5_0}}, {3, 1, 64, 64, 64, 0, 512, {q4_k, q4_k, q4_k}},
+                           {3, 1, 20, 32, 20, 0, 512, {q6_k, q6_k, q6_k}}};
     for (const Heads &h : cases) {
         for (uint32_t n_tokens : {1u, 3u, 20u}) {
-            const uint32_t d_model = 84, n_ctx = 100, n_table = 7;
-            TestMatrix q(ORCD_FORMAT_F16, h.n_heads * h.d_head, d_model, random, 0.2f);
-            TestMatrix k(ORCD_FORMAT_F16, h.n_kv_heads * h.d_head, d_model, random, 0.2f);
-            TestMatrix v(ORCD_FORMAT_BF16, h.n_kv_heads * h.d_head, d_model, random, 0.2f);
+            const uint32_t d_model = h.d_model, n_ctx = 100, n_table = 7;
+            TestMatrix q(h.formats[0], h.n_heads * h.d_head, d_model, random, 0.2f);
+            TestMatrix k(h.formats[1], h.n_kv_heads * h.d_head, d_model, random, 0.2f);
+            TestMatrix v(h.formats[2], h.n_kv_heads * h.d_head, d_model, random, 0.2f);
             const TestMatrix *matrices[] = {&q, &k, &v};
             TestActivations x(n_tokens, d_model, 2.0f, random);
             std::vector<double> inv_freq;
@@ -241,7 +254,7 @@ TEST(decode_matmul_qkv_turns_and_appends) {
                 }
                 // Queries are F32; keys and values are rounded to halves.
                 const double error = relative_error(got, want), limit = which == 0 ? 1e-5 : 4e-4;
-                CHECK(error < limit, "%u tokens, d_head %u: %c is off by %g", n_tokens, h.d_head, "qkv"[which], error);
+                CHECK(error < limit, "%u tokens, d_head %u, %s: %c is off by %g", n_tokens, h.d_head, name_of(h.formats[which]), "qkv"[which], error);
             }
             bool untouched = true;
             for (size_t i = 0; i < pool_size; i++)
@@ -273,19 +286,36 @@ TEST(decode_matmul_refuses_what_it_cannot_do) {
     CHECK(refused([](orcd_decode_matmul_args &a) { a.x_pitch = 31; }), "a pitch that is no multiple of 8");
     CHECK(refused([](orcd_decode_matmul_args &a) { a.x_pitch = 24; }), "a pitch below the columns");
     CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].row_bytes = 48; }), "rows that overlap");
-    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].format = 9; }), "an unknown format");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].format = ORCD_N_FORMATS; }), "an unknown format");
     CHECK(refused([](orcd_decode_matmul_args &a) { a.out = nullptr; }), "no output");
     CHECK(refused([](orcd_decode_matmul_args &a) { a.output = 7; }), "an unknown output");
     CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].values = (const char *)a.w[0].values + 8; }), "unaligned values");
+    TestMatrix quantised(ORCD_FORMAT_Q6_K, 16, 256, random);
+    TestActivations wide(1, 256, 1.0f, random);
+    good.w[0] = quantised.matrix;
+    good.x = wide.get();
+    good.x_pitch = wide.pitch;
+    CHECK(!refused([](orcd_decode_matmul_args &) {}), "what is refused below is not what is spoilt");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].high = nullptr; }), "no high bits");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].scales = nullptr; }), "no scales");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].supers = nullptr; }), "nothing that scales are units of");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].row_bytes += 16; }), "rows apart");
+    CHECK(refused([](orcd_decode_matmul_args &a) { a.w[0].n_cols = 128, a.w[0].row_bytes = 64; }), "half a block");
 }
 
 TEST(decode_matmul_normalises_as_rms_norm_does) {
     Random random(6);
-    for (uint32_t d_model : {36u, 96u, 896u, 1024u}) {
+    struct Model {
+        uint32_t d_model, gate, up;
+    };
+    std::vector<Model> models = {{36, 1, 1}, {96, 1, 1}, {896, 1, 1}, {1024, 1, 1}, {896, ORCD_FORMAT_Q5_0, ORCD_FORMAT_Q8_0}};
+    for (uint32_t format = 0; format < ORCD_N_FORMATS; format++) models.push_back({block_of(format) == 256 ? 512u : 160u, format, format});
+    for (const Model &model : models) {
+        const uint32_t d_model = model.d_model;
         for (uint32_t n_tokens : {1u, 2u}) {
             for (uint32_t n_partials : {0u, 2u, 7u}) {
                 const uint32_t d_ff = 200, pitch = (d_model + 31) / 32 * 32, act_pitch = 224;
-                TestMatrix gate(ORCD_FORMAT_F16, d_ff, d_model, random, 0.1f), up(ORCD_FORMAT_F16, d_ff, d_model, random, 0.1f);
+                TestMatrix gate(model.gate, d_ff, d_model, random, 0.1f), up(model.up, d_ff, d_model, random, 0.1f);
                 const std::vector<float> before = random.normals((size_t)n_tokens * d_model, 3.0f);
                 Guarded<float> residual(before), partials(random.normals((size_t)n_partials * n_tokens * d_model + 1));
                 Guarded<float> weight(random.normals(d_model)), residual_out((size_t)n_tokens * d_model);
@@ -336,7 +366,7 @@ TEST(decode_matmul_normalises_as_rms_norm_does) {
                 a.act = reinterpret_cast<orcd_f16 *>(act.get());
                 a.ffn_scale = scale.get();
                 CUDA(orcd_decode_matmul(&a, nullptr));
-                CHECK(same_bits(act.read(), fused.read()), "d_model %u, %u tokens, %u partials: products differ", d_model, n_tokens, n_partials);
+                CHECK(same_bits(act.read(), fused.read()), "%s, d_model %u, %u tokens, %u partials: products differ", name_of(model.gate), d_model, n_tokens, n_partials);
                 CHECK(same_bits(residual.read(), residual_out.read()), "d_model %u: residuals differ", d_model);
                 CHECK(same_bits(scale.read(), fused_scale.read()) && same_bits(unscale.read(), fused_unscale.read()), "scales differ");
             }
@@ -440,10 +470,12 @@ TEST(decode_matmul_stores_the_bits_of_each_token_alone_among_1_to_256) {
 }
 
 TEST(decode_matmul_gate_up_has_the_bits_of_each_token_alone_among_1_to_256) {
-    const struct { uint32_t d_ff, d_model; bool all; } cases[] = {{100, 896, true}, {33, 42, false}, {4864, 288, false}, {20001, 260, false}};
+    const struct { uint32_t d_ff, d_model; bool all; uint32_t gate, up; } cases[] = {
+        {100, 896, true, 1, 1}, {33, 42, false, 1, 1}, {4864, 288, false, 1, 1}, {20001, 260, false, 1, 1},
+        {100, 512, false, ORCD_FORMAT_Q4_K, ORCD_FORMAT_Q4_K}, {100, 512, false, ORCD_FORMAT_Q5_K, ORCD_FORMAT_Q6_K}};
     Random random(8);
     for (auto c : cases) {
-        TestMatrix gate(ORCD_FORMAT_F16, c.d_ff, c.d_model, random, 0.05f), up(ORCD_FORMAT_F16, c.d_ff, c.d_model, random, 0.05f);
+        TestMatrix gate(c.gate, c.d_ff, c.d_model, random, 0.05f), up(c.up, c.d_ff, c.d_model, random, 0.05f);
         TestActivations x(256, c.d_model, 1.0f, random);
         std::vector<float> scale_of(256);
         for (float &v : scale_of) v = std::ldexp(1.0f, -(int)random.below(5));
@@ -481,14 +513,15 @@ TEST(decode_matmul_gate_up_has_the_bits_of_each_token_alone_among_1_to_256) {
 }
 
 TEST(decode_matmul_qkv_has_the_bits_of_each_token_alone_among_1_to_256) {
-    const struct { uint32_t n_heads, n_kv_heads, d_head, d_head_pad, n_rope, adjacent, d_model; bool all; } cases[] = {
-        {3, 1, 64, 64, 64, 0, 896, true}, {14, 2, 64, 64, 64, 0, 896, false}, {3, 1, 12, 16, 12, 1, 42, false},
-        {7, 1, 12, 16, 8, 0, 84, false}, {48, 4, 64, 64, 64, 0, 264, false}};
+    const struct { uint32_t n_heads, n_kv_heads, d_head, d_head_pad, n_rope, adjacent, d_model; bool all; uint32_t of_qk, of_v; } cases[] = {
+        {3, 1, 64, 64, 64, 0, 896, true, 1, 1}, {14, 2, 64, 64, 64, 0, 896, false, 1, 1}, {3, 1, 12, 16, 12, 1, 42, false, 1, 1},
+        {7, 1, 12, 16, 8, 0, 84, false, 1, 1}, {48, 4, 64, 64, 64, 0, 264, false, 1, 1},
+        {3, 1, 64, 64, 64, 0, 896, false, ORCD_FORMAT_Q5_0, ORCD_FORMAT_Q8_0}, {3, 1, 12, 16, 12, 1, 512, false, ORCD_FORMAT_Q6_K, ORCD_FORMAT_Q6_K}};
     Random random(9);
     for (auto c : cases) {
         const uint32_t n_q = c.n_heads * c.d_head, n_kv = c.n_kv_heads * c.d_head, n_kv_pad = c.n_kv_heads * c.d_head_pad;
-        TestMatrix q(ORCD_FORMAT_F16, n_q, c.d_model, random, 0.05f), k(ORCD_FORMAT_F16, n_kv, c.d_model, random, 0.05f),
-            v(ORCD_FORMAT_F16, n_kv, c.d_model, random, 0.05f);
+        TestMatrix q(c.of_qk, n_q, c.d_model, random, 0.05f), k(c.of_qk, n_kv, c.d_model, random, 0.05f),
+            v(c.of_v, n_kv, c.d_model, random, 0.05f);
         TestActivations x(256, c.d_model, 1.0f, random);
         Guarded<float> cos_sin(random.normals((size_t)16 * c.n_rope)), bias(random.normals(n_q));
         std::vector<uint32_t> identity(256), positions(256);

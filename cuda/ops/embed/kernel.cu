@@ -5,7 +5,7 @@
 // Mapping:  one block per token; threads stride over d_model.
 // Requires: every token below n_vocab; the caller has checked it.
 // Cost:     one row of the table and 4 bytes an element a token: nothing beside the rest of a step.
-// Numerics: exact: F16, BF16 and d * q are F32 numbers.
+// Numerics: the bits that the CPU dequantizes to.
 #include "dependency.cuh"
 #include "weights.cuh"
 

@@ -5,8 +5,9 @@ using namespace harness;
 
 TEST(embed_copies_rows_exactly) {
     Random random(31);
-    for (uint32_t format = 0; format < 4; format++) {
-        for (uint32_t d_model : {32u, 96u, 896u}) {
+    for (uint32_t format = 0; format < ORCD_N_FORMATS; format++) {
+        for (uint32_t d_model : {32u, 96u, 256u, 512u, 896u}) {
+            if (d_model % block_of(format)) continue;
             TestMatrix table(format, 61, d_model, random);
             const std::vector<uint32_t> tokens = {60, 0, 7, 7, 33};
             Guarded<uint32_t> d_tokens(tokens);

@@ -1,9 +1,8 @@
-// Weights: dequantize, row_stats, split_q8_0.
+// Weights: dequantize, row_stats.
 //
-// Mapping:  dequantize and row_stats: one warp per row, or one block's stride of rows; split_q8_0: one thread per byte
-//           of a block, because blocks of 34 bytes are aligned to 2.
+// Mapping:  one warp per row. Of a quantised one, a lane makes eight values of a chunk at a time; of others, one value.
 // Cost:     bandwidth; run once at load, except dequantize, which runs once a step for each quantised matrix of a prompt.
-// Numerics: dequantize rounds once, to half. row_stats sums squares in F32, in an order given by n_cols.
+// Numerics: dequantize rounds the value that the CPU has once, to half. row_stats sums squares in F32, in an order given by n_cols.
 #include "dependency.cuh"
 #include "weights.cuh"
 
@@ -21,6 +20,28 @@ __global__ void __launch_bounds__(kThreads) dequantize_warp_per_row(orcd_dequant
     __half *out = reinterpret_cast<__half *>(a.out) + (size_t)row * a.out_pitch;
     for (uint32_t i = threadIdx.x % 32; i < a.out_pitch; i += 32)
         out[i] = i < a.w.n_cols ? __float2half_rn(weight_value(a.w, row, i) * a.w.scale) : __half(0.0f);
+}
+
+__global__ void __launch_bounds__(kThreads) dequantize_planes(orcd_dequantize_args a) {
+    let_successor_start();
+    wait_for_predecessor();
+    const uint32_t row = blockIdx.x * kRowsPerBlock + threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
+    if (row >= a.w.n_rows) return;
+    const Planes k = planes_of(a.w.format);
+    PlaneRow at;
+    at.find(k, a.w, row, t);
+    __half *out = reinterpret_cast<__half *>(a.out) + (size_t)row * a.out_pitch;
+    for (uint32_t chunk = lane / 4; chunk < a.w.n_cols / ORCD_CHUNK; chunk += 8) {
+        PlanePiece piece;
+        piece.load(k, at, chunk);
+        float v[8];
+        values_of(k, piece, t, v);
+        const float s = a.w.scale;
+        __half *to = out + chunk * ORCD_CHUNK + 4 * t;
+        *reinterpret_cast<uint2 *>(to) = make_uint2(pack_half2(v[0] * s, v[1] * s), pack_half2(v[2] * s, v[3] * s));
+        *reinterpret_cast<uint2 *>(to + 16) = make_uint2(pack_half2(v[4] * s, v[5] * s), pack_half2(v[6] * s, v[7] * s));
+    }
+    for (uint32_t i = a.w.n_cols + lane; i < a.out_pitch; i += 32) out[i] = __half(0.0f);
 }
 
 __global__ void __launch_bounds__(kThreads) stats_warp_per_row(orcd_row_stats_args a) {
@@ -43,22 +64,16 @@ __global__ void __launch_bounds__(kThreads) stats_warp_per_row(orcd_row_stats_ar
     }
 }
 
-__global__ void __launch_bounds__(kThreads) split_thread_per_value(orcd_split_q8_0_args a) {
-    const uint64_t n_values = a.n_blocks * 32;
-    for (uint64_t i = (uint64_t)blockIdx.x * kThreads + threadIdx.x; i < n_values; i += (uint64_t)gridDim.x * kThreads) {
-        const uint64_t block = i / 32;
-        const uint8_t *bytes = a.blocks + block * 34;
-        a.values[i] = (int8_t)bytes[2 + i % 32];
-        if (i % 32 == 0) a.scales[block].bits = (uint16_t)(bytes[0] | bytes[1] << 8);
-    }
-}
-
 }  // namespace
 }  // namespace orcd
 
 extern "C" int32_t orcd_dequantize(const orcd_dequantize_args *args, orcd_stream stream) {
     ORCD_REQUIRE(args && orcd::is_matrix(args->w) && args->out && args->out_pitch >= args->w.n_cols);
     const dim3 grid(orcd::div_ceil(args->w.n_rows, orcd::kRowsPerBlock));
+    if (orcd::is_quantised(args->w.format)) {
+        ORCD_REQUIRE(orcd::is_aligned(args->out, 8) && args->out_pitch % 4 == 0);
+        return orcd::launch(orcd::dequantize_planes, grid, dim3(orcd::kThreads), 0, stream, *args);
+    }
     return orcd::launch(orcd::dequantize_warp_per_row, grid, dim3(orcd::kThreads), 0, stream, *args);
 }
 
@@ -66,13 +81,6 @@ extern "C" int32_t orcd_row_stats(const orcd_row_stats_args *args, orcd_stream s
     ORCD_REQUIRE(args && orcd::is_matrix(args->w) && args->largest && args->norm);
     const dim3 grid(orcd::div_ceil(args->w.n_rows, orcd::kRowsPerBlock));
     return orcd::launch(orcd::stats_warp_per_row, grid, dim3(orcd::kThreads), 0, stream, *args);
-}
-
-extern "C" int32_t orcd_split_q8_0(const orcd_split_q8_0_args *args, orcd_stream stream) {
-    ORCD_REQUIRE(args && args->blocks && args->values && args->scales && args->n_blocks > 0);
-    const uint64_t wanted = (args->n_blocks * 32 + orcd::kThreads - 1) / orcd::kThreads;
-    const dim3 grid((uint32_t)(wanted < 65536 ? wanted : 65536));
-    return orcd::launch(orcd::split_thread_per_value, grid, dim3(orcd::kThreads), 0, stream, *args);
 }
 
 extern "C" int32_t orcd_set_dependent_launch(int32_t enabled) {

@@ -6,7 +6,8 @@
 extern "C" {
 #endif
 
-/* dequantize: out[i, :] = w[i, :] * w.scale, rounded to half. */
+/* dequantize: out[i, :] = w[i, :] * w.scale, rounded to half. Of a quantised matrix, out is aligned to 8 bytes and out_pitch a
+ * multiple of 4. */
 typedef struct orcd_dequantize_args {
     orcd_matrix w;
     orcd_f16 *out;      /* [n_rows, out_pitch]; columns from n_cols to out_pitch become zero */
@@ -23,16 +24,6 @@ typedef struct orcd_row_stats_args {
 } orcd_row_stats_args;
 
 int32_t orcd_row_stats(const orcd_row_stats_args *args, orcd_stream stream);
-
-/* split_q8_0: takes a file's blocks (an F16 scale, then 32 8-bit integers: 34 bytes) apart. */
-typedef struct orcd_split_q8_0_args {
-    const uint8_t *blocks; /* [n_blocks, 34] */
-    int8_t *values;        /* [n_blocks, 32]; rows are not padded */
-    orcd_f16 *scales;      /* [n_blocks] */
-    uint64_t n_blocks;
-} orcd_split_q8_0_args;
-
-int32_t orcd_split_q8_0(const orcd_split_q8_0_args *args, orcd_stream stream);
 
 /* Lets kernels start before their predecessor has finished (programmatic dependent launch), from the next launch on, if the
  * code that the current device runs knows how to wait: that for sm_90 and later does. Returns whether it is on now. */

@@ -1,15 +1,15 @@
 //! Where every weight lies in device memory: planned before anything is allocated.
 //!
-//! Matrices go into one allocation, in the format of their file, each row padded to whole chunks of columns: kernels then
-//! need no code for ragged ends. Matrices that are multiplied with the same activations lie behind each other. Vectors (norms,
+//! Matrices go into one allocation, in the format of their file: quantised ones as planes ([`quant::planes`]), others with each
+//! row padded to whole chunks of columns, so that kernels need no code for ragged ends. Matrices that are multiplied with the same activations lie behind each other. Vectors (norms,
 //! biases) are few bytes; they are widened to F32 and go into a second allocation.
 
 use std::collections::HashMap;
 
 use cuda_sys::{DeviceBuffer, sys};
 use gguf_parser::{Gguf, TensorInfo};
-use half::f16;
 use quant::Format;
+use quant::planes::{Layout, N_PLANES};
 
 use super::CudaError;
 use crate::ModelSpec;
@@ -23,10 +23,10 @@ const ALIGNMENT: usize = 256;
 /// A matrix's place in the arena.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct MatrixAt {
-    /// Byte offset of the values.
+    /// Byte offset of the values, or of the first plane.
     pub(super) values: usize,
-    /// Byte offset of the scales of Q8_0 blocks.
-    pub(super) scales: Option<usize>,
+    /// Where the planes of a quantised matrix are.
+    pub(super) planes: Option<PlanesAt>,
     pub(super) format: Format,
     pub(super) n_rows: usize,
     pub(super) n_cols: usize,
@@ -36,17 +36,32 @@ pub(super) struct MatrixAt {
     pub(super) scale: f32,
 }
 
+/// Where the planes of a matrix are, and how long each is.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct PlanesAt {
+    pub(super) layout: Layout,
+    /// Byte offsets in the arena.
+    pub(super) at: [usize; N_PLANES],
+    /// Bytes; 0 where the format has no such plane.
+    pub(super) n_bytes: [usize; N_PLANES],
+}
+
 impl MatrixAt {
     /// For a kernel. Valid as long as the arena.
     pub(super) fn raw(&self, arena: &DeviceBuffer<u8>) -> sys::orcd_matrix {
-        let scales = |at| arena.typed::<f16>(at, self.n_rows * self.n_cols / CHUNK).as_ptr();
+        let plane = |i: usize| match &self.planes {
+            Some(planes) if planes.n_bytes[i] > 0 => arena.typed::<u8>(planes.at[i], planes.n_bytes[i]).as_ptr().cast(),
+            _ => std::ptr::null(),
+        };
         sys::orcd_matrix {
             values: arena.typed::<u8>(self.values, self.n_rows * self.row_bytes).as_ptr().cast(),
-            scales: self.scales.map_or(std::ptr::null(), scales),
+            high: plane(1),
+            scales: plane(2),
+            supers: plane(3),
             row_bytes: self.row_bytes as u64,
             n_rows: self.n_rows as u32,
             n_cols: self.n_cols as u32,
-            format: raw_format(self.format).unwrap_or(u32::MAX), // which every launcher refuses
+            format: raw_format(self.format),
             scale: self.scale,
         }
     }
@@ -56,22 +71,34 @@ impl MatrixAt {
         self.n_cols.next_multiple_of(CHUNK)
     }
 
-    /// Whether `next` follows without a gap, in the same format: the two are then one matrix with more rows.
+    /// Whether `next` follows without a gap, in the same format, which is not quantised: the two are then one matrix with more rows.
     pub(super) fn is_followed_by(&self, next: &MatrixAt) -> bool {
-        self.format == next.format
+        self.planes.is_none()
+            && self.format == next.format
             && self.n_cols == next.n_cols
             && self.values + self.n_rows * self.row_bytes == next.values
     }
 }
 
-/// The kernels' number for a format, for those that they know.
-fn raw_format(format: Format) -> Option<u32> {
+/// The kernels' number for a format.
+fn raw_format(format: Format) -> u32 {
     match format {
-        Format::F32 => Some(sys::ORCD_FORMAT_F32),
-        Format::F16 => Some(sys::ORCD_FORMAT_F16),
-        Format::BF16 => Some(sys::ORCD_FORMAT_BF16),
-        Format::Q8_0 => Some(sys::ORCD_FORMAT_Q8_0),
-        _ => None,
+        Format::F32 => sys::ORCD_FORMAT_F32,
+        Format::F16 => sys::ORCD_FORMAT_F16,
+        Format::BF16 => sys::ORCD_FORMAT_BF16,
+        Format::Q8_0 => sys::ORCD_FORMAT_Q8_0,
+        Format::Q4_0 => sys::ORCD_FORMAT_Q4_0,
+        Format::Q4_1 => sys::ORCD_FORMAT_Q4_1,
+        Format::Q5_0 => sys::ORCD_FORMAT_Q5_0,
+        Format::Q5_1 => sys::ORCD_FORMAT_Q5_1,
+        Format::Q2_K => sys::ORCD_FORMAT_Q2_K,
+        Format::Q3_K => sys::ORCD_FORMAT_Q3_K,
+        Format::Q4_K => sys::ORCD_FORMAT_Q4_K,
+        Format::Q5_K => sys::ORCD_FORMAT_Q5_K,
+        Format::Q6_K => sys::ORCD_FORMAT_Q6_K,
+        Format::IQ4_NL => sys::ORCD_FORMAT_IQ4_NL,
+        Format::IQ4_XS => sys::ORCD_FORMAT_IQ4_XS,
+        Format::MXFP4 => sys::ORCD_FORMAT_MXFP4,
     }
 }
 
@@ -128,16 +155,27 @@ impl Plan {
             got: info.ty.name().to_owned(),
         };
         let format = Format::from_name(info.ty.name()).ok_or_else(unknown)?;
-        let n_padded = n_cols.next_multiple_of(CHUNK);
-        let row_bytes = match format {
-            Format::F32 => n_padded * 4,
-            Format::F16 | Format::BF16 => n_padded * 2,
-            Format::Q8_0 => n_padded,
-            _ => return Err(unknown()),
+        let at = match Layout::of(format) {
+            Some(layout) => {
+                if !n_cols.is_multiple_of(format.block_len()) {
+                    return Err(CudaError::Tensor {
+                        name: info.name.to_owned(),
+                        expected: format!("rows of whole blocks of {}", format.block_len()),
+                        got: format!("rows of {n_cols}"),
+                    });
+                }
+                let n_bytes = layout.n_bytes(n_rows * n_cols);
+                let at = n_bytes.map(|n_bytes| self.reserve(n_bytes));
+                let row_bytes = n_bytes[0] / n_rows;
+                let planes = Some(PlanesAt { layout, at, n_bytes });
+                MatrixAt { values: at[0], planes, format, n_rows, n_cols, row_bytes, scale: 1.0 }
+            }
+            None => {
+                let row_bytes = format.row_bytes(n_cols.next_multiple_of(CHUNK));
+                let values = self.reserve(n_rows * row_bytes);
+                MatrixAt { values, planes: None, format, n_rows, n_cols, row_bytes, scale: 1.0 }
+            }
         };
-        let values = self.reserve(n_rows * row_bytes);
-        let scales = (format == Format::Q8_0).then(|| self.reserve(n_rows * n_cols / CHUNK * size_of::<f16>()));
-        let at = MatrixAt { values, scales, format, n_rows, n_cols, row_bytes, scale: 1.0 };
         self.matrices.insert(info.name.to_owned(), at);
         Ok(())
     }

@@ -1,26 +1,24 @@
 //! A file's tensors into device memory: several threads read, the copies run behind them.
 //!
-//! A piece of the file goes from a pinned slot to its place by an asynchronous copy on the loading stream. Q8_0 blocks go by a
-//! detour through a staging area, because kernels want values and scales apart. When all is there, some tensors are read back
-//! through the handles that the kernels will use and compared with the file.
+//! A piece of the file goes from a pinned slot to its place by an asynchronous copy on the loading stream. Blocks of quantised
+//! matrices are sorted into planes by the threads that read them, on their way into the slot, and each plane is a copy. When all
+//! is there, some tensors are read back through the handles that the kernels will use and compared with the file.
 
 use std::collections::VecDeque;
 
-use cuda_sys::{Device, DeviceBuffer, Event, PinnedBuffer, Stream, sys};
+use cuda_sys::{Device, DeviceBuffer, Event, PinnedBuffer, Stream};
 use gguf_parser::Gguf;
-use half::f16;
 use quant::Format;
+use quant::planes::{self, N_PLANES};
 use weight_loader::{ModelFile, Piece, SlotSink, StreamError};
 
 use super::CudaError;
-use super::arena::{CHUNK, MatrixAt, Plan};
+use super::arena::{MatrixAt, Plan, PlanesAt};
 
 /// Bytes of a pinned slot: copies of this size run at the link's speed, and pinning more memory costs more time than it saves.
 const SLOT_BYTES: usize = 2 << 20;
 /// Threads that read the file. One copies out of the page cache at 5 to 10 GB/s; the link takes 55.
 const MAX_READERS: usize = 12;
-/// Bytes of a Q8_0 block: an F16 scale and 32 values.
-const Q8_0_BLOCK_BYTES: usize = 34;
 
 /// A model's weights in device memory.
 pub(super) struct Weights {
@@ -49,19 +47,16 @@ pub(super) fn load(
         .into_iter()
         .filter(|piece| plan.matrices.contains_key(piece.tensor.name))
         .collect();
-    let longest = pieces.iter().map(|piece| piece.n_bytes).max().unwrap_or(0);
+    let longest = pieces.iter().map(|piece| slot_bytes(plan.matrices.get(piece.tensor.name), piece)).max().unwrap_or(0);
     let n_readers =
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS).min(pieces.len().max(1));
     let slots = (0..(n_readers + 2).min(pieces.len().max(1)))
-        .map(|_| Ok(Slot(device.alloc_pinned(longest)?)))
+        .map(|_| Ok(Slot { pinned: device.alloc_pinned(longest)?, blocks: Vec::new(), plan }))
         .collect::<Result<Vec<_>, CudaError>>()?;
-    let has_blocks = plan.matrices.values().any(|matrix| matrix.format == Format::Q8_0);
-    let staging = device.alloc_zeroed::<u8>(if has_blocks { longest } else { 0 })?;
     let mut sink = Sink {
         stream,
         plan,
         arena,
-        staging,
         in_flight: VecDeque::new(),
         spare_events: Vec::new(),
         done_bytes: 0,
@@ -93,12 +88,46 @@ fn read_vectors(file: &ModelFile, gguf: &Gguf<'_>, plan: &Plan) -> Result<Vec<f3
     Ok(values)
 }
 
-/// Pinned memory that pieces are read into.
-struct Slot(PinnedBuffer<u8>);
+/// Pinned memory that pieces are read into, or sorted into: planes follow each other without a gap.
+struct Slot<'a> {
+    pinned: PinnedBuffer<u8>,
+    /// The file's blocks, where they have to be sorted.
+    blocks: Vec<u8>,
+    plan: &'a Plan,
+}
 
-impl AsMut<[u8]> for Slot {
-    fn as_mut(&mut self) -> &mut [u8] {
-        self.0.as_mut_slice()
+/// Bytes of each plane that a piece is sorted into.
+fn plane_bytes(planes: &PlanesAt, format: Format, n_bytes: usize) -> [usize; N_PLANES] {
+    planes.layout.n_bytes(n_bytes / format.block_bytes() * format.block_len())
+}
+
+/// Bytes that a piece takes in a slot.
+fn slot_bytes(matrix: Option<&MatrixAt>, piece: &Piece<'_>) -> usize {
+    let planes = matrix.and_then(|matrix| Some((matrix.planes.as_ref()?, matrix.format)));
+    planes.map_or(piece.n_bytes, |(planes, format)| plane_bytes(planes, format, piece.n_bytes).iter().sum())
+}
+
+impl weight_loader::Slot for Slot<'_> {
+    fn room_for(&mut self, piece: &Piece<'_>) -> &mut [u8] {
+        match self.plan.matrices.get(piece.tensor.name) {
+            Some(MatrixAt { planes: Some(_), .. }) => {
+                self.blocks.resize(piece.n_bytes, 0);
+                &mut self.blocks
+            }
+            _ => &mut self.pinned.as_mut_slice()[..piece.n_bytes],
+        }
+    }
+
+    fn read(&mut self, piece: &Piece<'_>) {
+        let Some(matrix) = self.plan.matrices.get(piece.tensor.name) else { return };
+        let Some(at) = &matrix.planes else { return };
+        let mut rest = self.pinned.as_mut_slice();
+        let parts = plane_bytes(at, matrix.format, piece.n_bytes).map(|n_bytes| {
+            let (plane, behind) = std::mem::take(&mut rest).split_at_mut(n_bytes);
+            rest = behind;
+            plane
+        });
+        planes::pack(matrix.format, &self.blocks, parts);
     }
 }
 
@@ -107,19 +136,17 @@ struct Sink<'a> {
     stream: &'a Stream,
     plan: &'a Plan,
     arena: DeviceBuffer<u8>,
-    /// Q8_0 blocks on their way.
-    staging: DeviceBuffer<u8>,
-    in_flight: VecDeque<(Slot, Event)>,
+    in_flight: VecDeque<(Slot<'a>, Event)>,
     spare_events: Vec<Event>,
     done_bytes: u64,
     total_bytes: u64,
     progress: &'a mut (dyn FnMut(u64, u64) + Send),
 }
 
-impl SlotSink<Slot> for Sink<'_> {
+impl<'a> SlotSink<Slot<'a>> for Sink<'a> {
     type Error = CudaError;
 
-    fn filled(&mut self, slot: Slot, piece: Piece<'_>) -> Result<(), CudaError> {
+    fn filled(&mut self, slot: Slot<'a>, piece: Piece<'_>) -> Result<(), CudaError> {
         let Some(matrix) = self.plan.matrices.get(piece.tensor.name) else {
             unreachable!("only matrices are streamed")
         };
@@ -138,7 +165,7 @@ impl SlotSink<Slot> for Sink<'_> {
         Ok(())
     }
 
-    fn next_free(&mut self) -> Result<Slot, CudaError> {
+    fn next_free(&mut self) -> Result<Slot<'a>, CudaError> {
         let Some((slot, event)) = self.in_flight.pop_front() else { unreachable!("called while a slot is in flight") };
         event.synchronize()?;
         self.spare_events.push(event);
@@ -147,10 +174,10 @@ impl SlotSink<Slot> for Sink<'_> {
 }
 
 impl Sink<'_> {
-    fn copy(&mut self, slot: &Slot, matrix: &MatrixAt, piece: &Piece<'_>) -> Result<(), CudaError> {
+    fn copy(&mut self, slot: &Slot<'_>, matrix: &MatrixAt, piece: &Piece<'_>) -> Result<(), CudaError> {
         let start = piece.start as usize;
-        if let (Format::Q8_0, Some(scales)) = (matrix.format, matrix.scales) {
-            return self.copy_blocks(slot, matrix, scales, start, piece.n_bytes);
+        if let Some(planes) = &matrix.planes {
+            return self.copy_planes(slot, planes, matrix.format, start, piece.n_bytes);
         }
         let file_row_bytes = matrix.format.row_bytes(matrix.n_cols);
         if file_row_bytes == matrix.row_bytes {
@@ -167,39 +194,32 @@ impl Sink<'_> {
         Ok(())
     }
 
-    fn copy_bytes(&mut self, slot: &Slot, from: usize, to: usize, n_bytes: usize) -> Result<(), CudaError> {
+    fn copy_bytes(&mut self, slot: &Slot<'_>, from: usize, to: usize, n_bytes: usize) -> Result<(), CudaError> {
         let mut target = self.arena.slice_mut(to..to + n_bytes);
         // SAFETY: the slot goes back to the readers, who write into it, only after `next_free` has waited for the event that
         // is recorded behind this copy; and it is not freed before `load` has waited for the stream.
-        unsafe { target.copy_from_pinned_async(&slot.0, from..from + n_bytes, self.stream) }?;
+        unsafe { target.copy_from_pinned_async(&slot.pinned, from..from + n_bytes, self.stream) }?;
         Ok(())
     }
 
-    /// Blocks to the staging area, and from there values and scales to their places. The stream keeps the next piece's copy
-    /// behind this one's kernel.
-    fn copy_blocks(
+    /// What [`Slot::read`] has sorted, each plane's part to its place. Pieces are whole blocks.
+    fn copy_planes(
         &mut self,
-        slot: &Slot,
-        matrix: &MatrixAt,
-        scales: usize,
+        slot: &Slot<'_>,
+        planes: &PlanesAt,
+        format: Format,
         start: usize,
         n_bytes: usize,
     ) -> Result<(), CudaError> {
-        let (first_block, n_blocks) = (start / Q8_0_BLOCK_BYTES, n_bytes / Q8_0_BLOCK_BYTES);
-        let mut staging = self.staging.slice_mut(..n_bytes);
-        // SAFETY: as in `copy_bytes`.
-        unsafe { staging.copy_from_pinned_async(&slot.0, 0..n_bytes, self.stream) }?;
-        let scales_at = scales + first_block * size_of::<f16>();
-        let args = sys::orcd_split_q8_0_args {
-            blocks: self.staging.as_ptr(),
-            values: self.arena.typed_mut::<i8>(matrix.values + first_block * CHUNK, n_blocks * CHUNK).as_mut_ptr(),
-            scales: self.arena.typed_mut::<f16>(scales_at, n_blocks).as_mut_ptr(),
-            n_blocks: n_blocks as u64,
-        };
-        // SAFETY: `n_blocks` blocks at each of the pointers, as just sliced; the buffers outlive the stream's work, because
-        // `load` waits for it.
-        let status = unsafe { sys::orcd_split_q8_0(&args, self.stream.raw()) };
-        Ok(self.stream.launched("orcd_split_q8_0", status)?)
+        let before = plane_bytes(planes, format, start);
+        let mut from = 0;
+        for (i, n_bytes) in plane_bytes(planes, format, n_bytes).into_iter().enumerate() {
+            if n_bytes > 0 {
+                self.copy_bytes(slot, from, planes.at[i] + before[i], n_bytes)?;
+            }
+            from += n_bytes;
+        }
+        Ok(())
     }
 }
 
@@ -239,18 +259,21 @@ pub(super) fn check_read_back(
 
 /// One row's values, as the device has them.
 fn read_row(matrix: &MatrixAt, row: usize, arena: &DeviceBuffer<u8>, stream: &Stream) -> Result<Vec<f32>, CudaError> {
-    let at = matrix.values + row * matrix.row_bytes;
     let mut values = vec![0.0; matrix.n_cols];
-    let Some(scales) = matrix.scales else {
+    let Some(planes_at) = &matrix.planes else {
+        let at = matrix.values + row * matrix.row_bytes;
         let bytes = arena.slice(at..at + matrix.format.row_bytes(matrix.n_cols)).to_vec(stream)?;
         quant::dequantize(matrix.format, &bytes, &mut values);
         return Ok(values);
     };
-    let n_blocks = matrix.n_cols / CHUNK;
-    let quants = arena.typed::<i8>(at, matrix.n_cols).to_vec(stream)?;
-    let scales = arena.typed::<f16>(scales + row * n_blocks * size_of::<f16>(), n_blocks).to_vec(stream)?;
-    for (i, value) in values.iter_mut().enumerate() {
-        *value = scales[i / CHUNK].to_f32() * f32::from(quants[i]);
+    let n_bytes = planes_at.layout.n_bytes(matrix.n_cols);
+    let mut planes: [Vec<u8>; N_PLANES] = Default::default();
+    for (i, plane) in planes.iter_mut().enumerate() {
+        if n_bytes[i] > 0 {
+            let at = planes_at.at[i] + row * n_bytes[i];
+            *plane = arena.slice(at..at + n_bytes[i]).to_vec(stream)?;
+        }
     }
+    planes::unpack(matrix.format, planes.each_ref().map(Vec::as_slice), &mut values);
     Ok(values)
 }

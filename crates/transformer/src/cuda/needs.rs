@@ -71,6 +71,7 @@ pub(super) fn sizes(
 
 #[cfg(test)]
 mod tests {
+    use gguf_parser::TensorType;
     use test_support::tiny_model::TinyModel;
 
     use super::*;
@@ -92,16 +93,48 @@ mod tests {
         assert!(of_seqs / 8 > (2 * spec.n_vocab * 4 + 128 * 4) as u64, "{of_seqs}");
         assert_eq!(needs(8, 8).reserved_bytes, RESERVED_BYTES);
     }
+    /// A model whose matrices are all of one type, of zeros.
+    fn of_type(ty: TensorType) -> Vec<u8> {
+        let change = |_: &str, shape: &[u64], _: &[u8]| {
+            let n_values: u64 = shape.iter().product();
+            (shape.len() == 2).then(|| (ty.id(), vec![0; (n_values / ty.block_len() * ty.block_bytes()) as usize]))
+        };
+        TinyModel { d_model: 256, d_ff: 512, ..TinyModel::default() }.builder().change_tensors(change).build()
+    }
+
+    #[test]
+    fn quantised_matrices_need_what_their_planes_take_and_nothing_twice() {
+        for &format in quant::Format::ALL {
+            let Some(layout) = quant::planes::Layout::of(format) else { continue };
+            let ty = *TensorType::ALL.iter().find(|ty| ty.name() == format.name()).unwrap();
+            let file = of_type(ty);
+            let gguf = Gguf::parse(&file).unwrap();
+            let spec = ModelSpec::from_gguf(&gguf).unwrap();
+            let of_matrices = gguf.tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+            let planes: usize = of_matrices
+                .map(|tensor| layout.n_bytes(tensor.shape.n_elements() as usize).iter().sum::<usize>())
+                .sum();
+            let vectors = gguf.tensors.iter().filter(|tensor| tensor.shape.len() == 1);
+            let vectors: u64 = vectors.map(|tensor| tensor.shape.n_elements() * 4).sum();
+            let needs = MemoryNeeds::of(&spec, &gguf, 128, 1, 1).unwrap().weight_bytes;
+            let padding = needs.checked_sub(planes as u64 + vectors).unwrap();
+            assert!(padding < 4 * 256 * gguf.tensors.len() as u64, "{format:?}: {padding}");
+        }
+    }
+
     #[test]
     fn a_matrix_without_kernels_is_refused_by_name_and_type() {
-        let in_q4_0 = |name: &str, _: &[u64], data: &[u8]| {
+        let in_tq1_0 = |name: &str, _: &[u64], data: &[u8]| {
             let n_values = data.len() / size_of::<half::f16>();
-            (name == "blk.1.ffn_up.weight").then(|| (gguf_parser::TensorType::Q4_0.id(), vec![0; n_values / 32 * 18]))
+            let ty = TensorType::TQ1_0;
+            let n_bytes = n_values as u64 / ty.block_len() * ty.block_bytes();
+            (name == "blk.1.ffn_up.weight").then(|| (ty.id(), vec![0; n_bytes as usize]))
         };
-        let file = TinyModel::default().builder().change_tensors(in_q4_0).build();
+        let model = TinyModel { d_model: 256, d_ff: 512, ..TinyModel::default() };
+        let file = model.builder().change_tensors(in_tq1_0).build();
         let gguf = Gguf::parse(&file).unwrap();
         let spec = ModelSpec::from_gguf(&gguf).unwrap();
         let error = MemoryNeeds::of(&spec, &gguf, 128, 1, 1).unwrap_err().to_string();
-        assert_eq!(error, r#"tensor "blk.1.ffn_up.weight": expected a type with kernels for the GPU, got Q4_0"#);
+        assert_eq!(error, r#"tensor "blk.1.ffn_up.weight": expected a type with kernels for the GPU, got TQ1_0"#);
     }
 }

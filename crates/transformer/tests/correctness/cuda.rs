@@ -10,10 +10,13 @@ use transformer::{
 };
 use weight_loader::ModelFile;
 
+use quant::Format;
+
 use crate::case::Case;
+use crate::formats::{in_formats, mixed};
 use crate::sequence::on_cuda;
 
-fn skipped(test: &str) -> bool {
+pub(crate) fn skipped(test: &str) -> bool {
     if on_cuda() {
         return false;
     }
@@ -27,6 +30,16 @@ fn skipped(test: &str) -> bool {
 
 fn file(case: &Case) -> ModelFile {
     ModelFile::from_static(case.bytes().leak(), "test")
+}
+
+/// Models of every format, and one of all of them, by name.
+fn quantised() -> Vec<(String, ModelFile)> {
+    let of = |name: &str, format_of: &dyn Fn(usize) -> Format| {
+        let [bytes, _] = in_formats(format_of);
+        (name.to_owned(), ModelFile::from_static(bytes.leak(), "test"))
+    };
+    let alone = Format::ALL.iter().map(|&format| of(format.name(), &move |_| format));
+    alone.chain([of("mixed", &mixed)]).collect()
 }
 
 fn executor(file: &ModelFile, options: CudaOptions) -> CudaExecutor {
@@ -67,9 +80,14 @@ fn alone_and_among_64_with_and_without_graphs_give_the_same_bits() {
     if skipped("alone_and_among_64_with_and_without_graphs_give_the_same_bits") {
         return;
     }
-    for name in ["haiku", "qwen2_group7", "qwen2_q8_0", "llama_pairs", "qwen2_tied", "qwen2_bias30"] {
+    let golden = ["haiku", "qwen2_group7", "qwen2_q8_0", "llama_pairs", "qwen2_tied", "qwen2_bias30"].map(|name| {
         let case = Case::read(name);
-        let (file, tokens) = (file(&case), &case.runs[0].tokens);
+        (name.to_owned(), file(&case), case.runs[0].tokens.clone())
+    });
+    let made_up: Vec<u32> = (0..60).map(|i| i * 37 % 256).collect();
+    let quantised = quantised().into_iter().map(|(name, file)| (name, file, made_up.clone()));
+    for (name, file, tokens) in golden.into_iter().chain(quantised) {
+        let tokens = &tokens[..];
         let all: Vec<usize> = (0..64).collect();
         let want = bits(&mut executor(&file, options()), tokens, &all);
         for (graphs, dependent_launch) in [(true, false), (false, true), (false, false)] {
@@ -89,12 +107,12 @@ fn every_tensor_in_gpu_memory_is_the_files() {
     if skipped("every_tensor_in_gpu_memory_is_the_files") {
         return;
     }
-    for case in Case::all() {
-        let file = file(&case);
+    let golden = Case::all().into_iter().map(|case| (case.name.clone(), file(&case)));
+    for (name, file) in golden.chain(quantised()) {
         let gguf = file.gguf().unwrap();
         let n = executor(&file, options()).check_all_weights(&file, &gguf).unwrap();
         let n_matrices = gguf.tensors.iter().filter(|tensor| tensor.shape.len() == 2).count();
-        assert_eq!(n, n_matrices, "{}", case.name);
+        assert_eq!(n, n_matrices, "{name}");
     }
 }
 

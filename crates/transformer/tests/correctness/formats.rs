@@ -1,8 +1,10 @@
-//! Models in every format: logits are those of the same weights in F32.
+//! Models in every format: logits are those of the same weights in F32, on the GPU within its gates.
 
 use gguf_parser::TensorType;
 use half::f16;
 use quant::{Format, Isa};
+#[cfg(feature = "cuda")]
+use test_support::closeness::Closeness;
 use test_support::gguf::GgufBuilder;
 use test_support::tiny_model::TinyModel;
 use transformer::KvType;
@@ -61,7 +63,7 @@ fn encode(format: Format, values: &[f32]) -> Vec<u8> {
 }
 
 /// The model with matrix `i` in `format_of(i)`, and with the values of that in F32.
-fn in_formats(format_of: impl Fn(usize) -> Format) -> [Vec<u8>; 2] {
+pub(crate) fn in_formats(format_of: impl Fn(usize) -> Format) -> [Vec<u8>; 2] {
     let matrices = |as_f32: bool| {
         let mut n_seen = 0;
         let change = |_: &str, shape: &[u64], data: &[u8]| {
@@ -81,6 +83,11 @@ fn in_formats(format_of: impl Fn(usize) -> Format) -> [Vec<u8>; 2] {
         builder.change_tensors(change).build()
     };
     [matrices(false), matrices(true)]
+}
+
+/// The format of matrix `i` in a model of them all.
+pub(crate) fn mixed(i: usize) -> Format {
+    Format::ALL[(i * 5 + 3) % Format::ALL.len()]
 }
 
 /// A product's bits are those of its dequantized weights' product, so the logits' are too.
@@ -108,5 +115,38 @@ fn a_model_of_each_format_has_the_logits_of_its_values_in_f32() {
 
 #[test]
 fn a_model_of_mixed_formats_has_the_logits_of_its_values_in_f32() {
-    check("mixed", |i| Format::ALL[(i * 5 + 3) % Format::ALL.len()]);
+    check("mixed", mixed);
+}
+
+/// The CPU's logits of the same weights in F32 are the reference.
+#[cfg(feature = "cuda")]
+fn check_on_gpu(what: &str, format_of: impl Fn(usize) -> Format) {
+    let [quantised, wide] = in_formats(format_of);
+    let tokens: Vec<u32> = (0..120).map(|i| i * 37 % 256).collect();
+    // Prompts multiply halves, single tokens the planes.
+    let logits = |target: Target, bytes: &[u8]| run(&mut *target.executor(bytes.to_vec()), &tokens, 70, None);
+    let want = logits(Target::Cpu(Isa::detect(), KvType::F32), &wide);
+    let mut bits = Vec::new();
+    for target in Target::all() {
+        let got = logits(target, &quantised);
+        let c = Closeness::of(&got, &want, want.len() / tokens.len());
+        println!("{what:8} {target:12} {:9.1e} {:9.1e} {:9.1e}", c.error, c.max_error, c.mean_logprob_error);
+        c.check(target.gates()).unwrap_or_else(|why| panic!("{what} {target}: {why}"));
+        bits.push(got.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+    }
+    assert!(bits.windows(2).all(|two| two[0] == two[1]), "{what}: graphs change bits");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_model_of_each_format_is_as_close_on_the_gpu() {
+    if crate::cuda::skipped("a_model_of_each_format_is_as_close_on_the_gpu") {
+        return;
+    }
+    for &format in Format::ALL {
+        check_on_gpu(format.name(), |_| format);
+    }
+    check_on_gpu("mixed", mixed);
+    // As in a Q4_K_M file: values and every other matrix in more bits.
+    check_on_gpu("Q4_K_M", |i| if i % 3 == 0 { Format::Q6_K } else { Format::Q4_K });
 }
