@@ -6,10 +6,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::tools::{CLOSE, Call, OPEN};
-
-/// What Llama 3.1 may write in front of a call. It is a control token there, so that this text seldom shows.
-const PYTHON_TAG: &str = "<|python_tag|>";
+use crate::tools::{CLOSE, Call, CallForm, OPEN, PYTHON_TAG};
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,13 +19,15 @@ pub enum Piece {
 
 /// Takes an answer's text apart.
 ///
-/// Both forms are known whatever the model: `<tool_call>` anywhere in the text, with a JSON object that has a `name` and, if
-/// there are any, `arguments`; and, where the answer begins with one, JSON objects with the `name` of a known tool and
-/// `parameters` or `arguments`.
+/// Both forms are known, unless [`only`](Self::only) one of them is: `<tool_call>` anywhere in the text, with a JSON object
+/// that has a `name` and, if there are any, `arguments`; and, where the answer begins with one, JSON objects with the `name`
+/// of a known tool and `parameters` or `arguments`.
 #[derive(Debug, Clone)]
 pub struct CallParser {
     /// Names by which a bare object is known as a call.
     names: Vec<String>,
+    /// `None`: both.
+    form: Option<CallForm>,
     state: State,
     /// Text that is not decided yet.
     held: String,
@@ -89,12 +88,18 @@ impl CallParser {
     pub fn new(names: Vec<String>) -> Self {
         Self {
             names,
+            form: None,
             state: State::Start,
             held: String::new(),
             scan: Scan::default(),
             follows_call: false,
             has_text: false,
         }
+    }
+
+    /// Takes calls of the other form for text.
+    pub fn only(self, form: CallForm) -> Self {
+        Self { form: Some(form), ..self }
     }
 
     /// Takes the next text; gives what is decided.
@@ -140,6 +145,11 @@ impl CallParser {
     }
 
     fn begin(&mut self) -> bool {
+        if self.form == Some(CallForm::Tagged) {
+            self.state = State::Text;
+            return true;
+        }
+        // Where it is a control token, as Llama 3.1 has it, this text does not show.
         let text = self.held.trim_start();
         if text.starts_with('{') || text.starts_with(PYTHON_TAG) {
             self.state = State::Call { is_tagged: false };
@@ -157,8 +167,10 @@ impl CallParser {
         if self.follows_call {
             self.held.drain(..self.held.len() - self.held.trim_start().len());
         }
-        let tag = self.held.find(OPEN);
-        let end = tag.unwrap_or_else(|| self.held.len() - unfinished_tag(&self.held, OPEN));
+        let has_tags = self.form != Some(CallForm::Bare);
+        let tag = self.held.find(OPEN).filter(|_| has_tags);
+        let n_unfinished = if has_tags { unfinished_tag(&self.held, OPEN) } else { 0 };
+        let end = tag.unwrap_or(self.held.len() - n_unfinished);
         let n_text = self.held[..end].trim_end().len();
         if n_text > 0 {
             let text = self.held.drain(..n_text).collect();

@@ -58,6 +58,16 @@ pub enum Shape {
         /// The most calls.
         max_calls: usize,
     },
+    /// Any text. Where the model begins a call in its form, a call of a tool: with arguments that fit the schema, if the tool
+    /// is strict, or with any object.
+    TextAndCalls {
+        /// What may be called; at least one.
+        tools: Vec<Tool>,
+        /// How a call is written. What is written otherwise is text.
+        form: CallForm,
+        /// Whether there may be more than one call.
+        is_parallel: bool,
+    },
 }
 
 /// Why a shape is refused.
@@ -172,14 +182,13 @@ impl Grammars {
                 return self.compile_schema(schema);
             }
             Shape::Calls { tools, form, max_calls } => {
-                let mut n_bytes = 0;
-                for (at, tool) in tools.iter().enumerate() {
-                    let checked = tools::check(tool, n_bytes);
-                    n_bytes = checked.map_err(|error| ShapeError { tool: Some(at), ..error })?;
-                }
                 let trie = self.factory.tok_env().tok_trie();
-                let grammar = tools::lark(tools, *form, *max_calls, trie);
-                return self.create(TopLevelGrammar::from_lark(grammar)).map_err(|error| self.blame_tool(tools, error));
+                return self.compile_calls(tools, |_| true, || tools::lark(tools, *form, *max_calls, trie));
+            }
+            Shape::TextAndCalls { tools, form, is_parallel } => {
+                let trie = self.factory.tok_env().tok_trie();
+                let grammar = || tools::lark_among_text(tools, *form, *is_parallel, trie);
+                return self.compile_calls(tools, |tool| tool.is_strict, grammar);
             }
             Shape::Choice(choices) => choice_lark(choices)?,
             Shape::Regex(regex) => {
@@ -201,6 +210,22 @@ impl Grammars {
         self.create(TopLevelGrammar::from_lark(grammar)).map_err(ShapeError::new)
     }
 
+    /// `is_held`: whether a tool's schema is part of the grammar.
+    fn compile_calls(
+        &self,
+        tools: &[Tool],
+        is_held: impl Fn(&Tool) -> bool,
+        grammar: impl FnOnce() -> String,
+    ) -> Result<Compiled, ShapeError> {
+        let held: Vec<(usize, &Tool)> = tools.iter().enumerate().filter(|(_, tool)| is_held(tool)).collect();
+        let mut n_bytes = 0;
+        for &(at, tool) in &held {
+            let checked = tools::check(tool, n_bytes);
+            n_bytes = checked.map_err(|error| ShapeError { tool: Some(at), ..error })?;
+        }
+        self.create(TopLevelGrammar::from_lark(grammar())).map_err(|error| self.blame_tool(&held, error))
+    }
+
     fn compile_schema(&self, schema: &Value) -> Result<Compiled, ShapeError> {
         self.create_of(schema).map_err(|error| self.blame_part(schema, error, Instant::now() + BLAME_TIME))
     }
@@ -216,14 +241,14 @@ impl Grammars {
     }
 
     /// Which tool's parameters make the grammar of all of them fail.
-    fn blame_tool(&self, tools: &[Tool], error: String) -> ShapeError {
+    fn blame_tool(&self, tools: &[(usize, &Tool)], error: String) -> ShapeError {
         let until = Instant::now() + BLAME_TIME;
-        let fault = |(at, tool): (usize, &Tool)| {
+        let fault = |&(at, tool): &(usize, &Tool)| {
             let schema = tools::arguments_schema(&tool.parameters);
             let error = self.create_of(&schema).err()?;
             Some(ShapeError { tool: Some(at), ..self.blame_part(&schema, error, until) })
         };
-        let mut tried = tools.iter().enumerate().take_while(|_| Instant::now() < until);
+        let mut tried = tools.iter().take_while(|_| Instant::now() < until);
         tried.find_map(fault).unwrap_or_else(|| ShapeError::new(error))
     }
 

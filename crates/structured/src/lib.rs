@@ -6,8 +6,9 @@
 //!
 //! - A [`Shape`] is what is asked for. [`Grammars`] is the vocabulary as a trie; it is made once for a tokenizer, and
 //!   [`Grammars::compile`] makes a [`Compiled`] of a shape, which has a constraint of its own for each answer.
-//! - [`Tool`]s are functions that the model may call. [`Shape::Calls`] makes it call; [`CallParser`] takes an answer's text
-//!   apart into text and calls, as it comes.
+//! - [`Tool`]s are functions that the model may call. [`Shape::Calls`] makes it call, [`Shape::TextAndCalls`] leaves it the
+//!   choice and holds it to the tools where it calls; [`CallParser`] takes an answer's text apart into text and calls, as it
+//!   comes.
 //!
 //! # Limits
 //! A shape comes from a request and is not trusted: its length and depth are limited here ([`MAX_SHAPE_BYTES`],
@@ -23,4 +24,4 @@ mod tools;
 
 pub use call_parser::{CallParser, Piece};
 pub use compile::{Compiled, Grammars, MAX_DEPTH, MAX_SHAPE_BYTES, Shape, ShapeError};
-pub use tools::{Call, CallForm, Tool};
+pub use tools::{Call, CallForm, Tool, hidden_tags};

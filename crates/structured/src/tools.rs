@@ -2,6 +2,7 @@
 
 use llguidance::toktrie::TokTrie;
 use serde_json::{Map, Value, json};
+use tokenizer::{EncodeOptions, TokenId, Tokenizer};
 
 use crate::compile::{ShapeError, check_len};
 use crate::schema;
@@ -13,6 +14,8 @@ pub struct Tool {
     pub name: String,
     /// The JSON schema of its arguments, an object.
     pub parameters: Value,
+    /// Whether its arguments fit the schema also where the model need not call. Where it has to, all tools' do.
+    pub is_strict: bool,
 }
 
 /// A call that the model has written.
@@ -36,6 +39,8 @@ pub enum CallForm {
 
 pub(crate) const OPEN: &str = "<tool_call>";
 pub(crate) const CLOSE: &str = "</tool_call>";
+/// What Llama 3.1 may write in front of a call.
+pub(crate) const PYTHON_TAG: &str = "<|python_tag|>";
 
 impl CallForm {
     /// The form that a chat template teaches its model.
@@ -71,34 +76,89 @@ pub(crate) fn arguments_schema(parameters: &Value) -> Value {
     members.into()
 }
 
-/// A grammar of one to `max_calls` calls.
+/// The tokens around tagged calls that have no text of their own, and that a [`CallParser`](crate::CallParser) has to see as
+/// text. None where the tags are text to the vocabulary.
+pub fn hidden_tags(tokenizer: &Tokenizer) -> Vec<TokenId> {
+    let options = EncodeOptions { parse_special: true, add_special: false };
+    let ids = [OPEN, CLOSE].into_iter().filter_map(|tag| match tokenizer.encode(tag, options).as_slice() {
+        [id] => Some(*id),
+        _ => None,
+    });
+    ids.filter(|&id| tokenizer.is_special(id)).collect()
+}
+
+/// A grammar of one to `max_calls` calls, each with arguments that fit its tool's schema.
 pub(crate) fn lark(tools: &[Tool], form: CallForm, max_calls: usize, trie: &TokTrie) -> String {
-    let (begin, arguments, end, between) = match form {
-        CallForm::Tagged => ("\n{\"name\": ", ", \"arguments\": ", "}\n", "\n"),
-        CallForm::Bare => ("{\"name\": ", ", \"parameters\": ", "}", "; "),
+    let (open, between) = match form {
+        CallForm::Tagged => (tag(OPEN, trie), "\n"),
+        CallForm::Bare => (String::new(), "; "),
     };
-    // Where a tag is a token without text, that token stands in the grammar.
-    let tag = |text: &str| match trie.get_special_token(text) {
-        Some(id) => format!("<[{id}]>"),
-        None => quoted(text),
-    };
-    let (open, close) = match form {
-        CallForm::Tagged => (tag(OPEN), tag(CLOSE)),
-        CallForm::Bare => (String::new(), String::new()),
-    };
-    let mut lark = String::from("start: call");
+    let mut lark = String::from("start: tagged");
     if max_calls > 1 {
-        lark.push_str(&format!(" ({} call){{0,{}}}", quoted(between), max_calls - 1));
+        lark.push_str(&format!(" ({} tagged){{0,{}}}", quoted(between), max_calls - 1));
     }
+    lark.push_str(&format!("\ntagged: {open} call\n"));
+    add_calls(&mut lark, tools, form, trie, |_| true);
+    lark
+}
+
+/// A grammar of any text, and of calls where the model begins one in its form: of one of the tools, with arguments that are
+/// an object, and fit the schema of a tool that is strict.
+///
+/// Tokens without text stand nowhere but where they are named: what a reader sees is what was matched.
+pub(crate) fn lark_among_text(tools: &[Tool], form: CallForm, is_parallel: bool, trie: &TokTrie) -> String {
+    let more = if is_parallel { "*" } else { "?" };
+    let mut lark = match form {
+        CallForm::Tagged => {
+            // A tag that is text ends the text before it as soon as it is complete; one that is a token does so by itself.
+            let begin = match trie.get_special_token(OPEN) {
+                Some(id) => format!("begin: TEXT <[{id}]>\n"),
+                None => format!("begin[lazy]: /(?s:.*){OPEN}/\n"),
+            };
+            format!("start: (begin call){more} TEXT\n{begin}TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/\n")
+        }
+        CallForm::Bare => {
+            let rest = if is_parallel { "(\"; \" call)*" } else { "" };
+            let python_tag = regex_escaped(PYTHON_TAG);
+            let begin = match trie.get_special_token(PYTHON_TAG) {
+                Some(id) => format!("begin: LAYOUT? <[{id}]>?\n"),
+                None => format!("begin: LAYOUT | TAG | \"\"\nTAG: /\\s*{python_tag}/\n"),
+            };
+            let text = format!("TEXT: /\\s*([^\\s{{](?s:.*))?/ & ~/\\s*{python_tag}(?s:.*)/\n");
+            format!("start: TEXT | begin call {rest}\n{begin}LAYOUT: /\\s+/\n{text}")
+        }
+    };
+    add_calls(&mut lark, tools, form, trie, |tool| tool.is_strict);
+    lark
+}
+
+/// The rules of a call, without the tag in front.
+fn add_calls(lark: &mut String, tools: &[Tool], form: CallForm, trie: &TokTrie, is_held: impl Fn(&Tool) -> bool) {
+    let (begin, arguments, end) = match form {
+        CallForm::Tagged => ("\n{\"name\": ", ", \"arguments\": ", "}\n"),
+        CallForm::Bare => ("{\"name\": ", ", \"parameters\": ", "}"),
+    };
+    let close = if form == CallForm::Tagged { tag(CLOSE, trie) } else { String::new() };
     let names: Vec<String> = (0..tools.len()).map(|i| format!("call_{i}")).collect();
-    lark.push_str(&format!("\ncall: {}\n", names.join(" | ")));
+    lark.push_str(&format!("call: {}\n", names.join(" | ")));
     for (i, tool) in tools.iter().enumerate() {
         let begin = quoted(&format!("{begin}{}{arguments}", quoted(&tool.name)));
-        lark.push_str(&format!("call_{i}: {open} {begin} arguments_{i} {} {close}\n", quoted(end)));
-        let schema = schema::with_fixed_layout(&arguments_schema(&tool.parameters));
-        lark.push_str(&format!("arguments_{i}: %json {schema}\n"));
+        lark.push_str(&format!("call_{i}: {begin} arguments_{i} {} {close}\n", quoted(end)));
+        let schema = if is_held(tool) { arguments_schema(&tool.parameters) } else { json!({ "type": "object" }) };
+        lark.push_str(&format!("arguments_{i}: %json {}\n", schema::with_fixed_layout(&schema)));
     }
-    lark
+}
+
+/// Where a tag is a token without text, that token stands in the grammar.
+fn tag(text: &str, trie: &TokTrie) -> String {
+    match trie.get_special_token(text) {
+        Some(id) => format!("<[{id}]>"),
+        None => quoted(text),
+    }
+}
+
+fn regex_escaped(text: &str) -> String {
+    text.replace('|', "\\|")
 }
 
 fn quoted(text: &str) -> String {

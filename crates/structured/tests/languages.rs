@@ -174,8 +174,8 @@ fn tools() -> Vec<Tool> {
     let place = json!({ "type": "object", "properties": { "place": { "enum": ["Rome", "Oslo"] } }, "required": ["place"],
         "additionalProperties": false });
     vec![
-        Tool { name: "weather".into(), parameters: place },
-        Tool { name: "time \"now\"".into(), parameters: json!({}) },
+        Tool { name: "weather".into(), parameters: place, is_strict: true },
+        Tool { name: "time \"now\"".into(), parameters: json!({}), is_strict: false },
     ]
 }
 
@@ -215,7 +215,7 @@ fn fault(shape: Shape) -> String {
 fn faults_say_what_and_where() {
     let schema = |schema: Value| Shape::JsonSchema(schema);
     let calls = |parameters: Value| {
-        let tools = [tools(), vec![Tool { name: "bad".into(), parameters }]].concat();
+        let tools = [tools(), vec![Tool { name: "bad".into(), parameters, is_strict: true }]].concat();
         Shape::Calls { tools, form: CallForm::Bare, max_calls: 1 }
     };
     let deep = (0..70).fold(json!({}), |inner, _| json!({ "items": inner }));

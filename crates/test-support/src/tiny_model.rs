@@ -38,6 +38,19 @@ pub struct TinyModel {
     pub f16: bool,
     /// What all values depend on.
     pub seed: u64,
+    /// Further tokens, between the merges' results and the specials.
+    pub tags: &'static [(&'static str, TagKind)],
+    /// Its source.
+    pub chat_template: &'static str,
+}
+
+/// What a token stands for that is written like a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TagKind {
+    /// Nothing that a reader sees.
+    Control = 3,
+    /// Its text.
+    UserDefined = 4,
 }
 
 impl Default for TinyModel {
@@ -53,6 +66,8 @@ impl Default for TinyModel {
             tied_output: false,
             f16: true,
             seed: 1,
+            tags: &[],
+            chat_template: CHAT_TEMPLATE,
         }
     }
 }
@@ -60,7 +75,7 @@ impl Default for TinyModel {
 /// Pairs that the tokenizer merges, by rank. Each one's result is the token 256 + rank.
 pub const MERGES: &[&str] = &["Ġ t", "h e", "i n", "Ġt he", "Ġ a", "e r", "o n", "r e", "in g"];
 
-/// Tokens that stand for no text, after bytes and merges. The first is BOS, the last EOS.
+/// Tokens that stand for no text, after everything else. The first is BOS, the last EOS.
 pub const SPECIALS: &[&str] = &["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
 /// The chat template: ChatML, as of Qwen2 without the default system turn.
@@ -70,9 +85,9 @@ pub const CHAT_TEMPLATE: &str = "{% if tools %}{{ '<|im_start|>system\\n' + tool
      {{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 impl TinyModel {
-    /// Bytes, merges and specials.
+    /// Bytes, merges, tags and specials.
     pub fn n_vocab(&self) -> usize {
-        vocabulary().len()
+        self.vocabulary().len()
     }
 
     /// The file's bytes.
@@ -84,6 +99,14 @@ impl TinyModel {
     pub fn builder(&self) -> GgufBuilder {
         let builder = self.tokenizer(self.hyper_parameters(GgufBuilder::new()));
         self.tensors(builder)
+    }
+
+    /// All tokens by id: 256 bytes, the merges' results, tags, the specials.
+    fn vocabulary(&self) -> Vec<String> {
+        let merged = MERGES.iter().map(|merge| merge.replace(' ', ""));
+        let tags = self.tags.iter().map(|(tag, _)| *tag);
+        let named = tags.chain(SPECIALS.iter().copied()).map(String::from);
+        byte_tokens().into_iter().map(String::from).chain(merged).chain(named).collect()
     }
 
     fn name(&self) -> &'static str {
@@ -110,9 +133,11 @@ impl TinyModel {
     }
 
     fn tokenizer(&self, builder: GgufBuilder) -> GgufBuilder {
-        let tokens = vocabulary();
+        let tokens = self.vocabulary();
         let n_ordinary = tokens.len() - SPECIALS.len();
-        let types: Vec<i32> = (0..tokens.len()).map(|id| if id < n_ordinary { 1 } else { 3 }).collect();
+        let mut types = vec![1; n_ordinary - self.tags.len()];
+        types.extend(self.tags.iter().map(|(_, kind)| *kind as i32));
+        types.extend(SPECIALS.iter().map(|_| TagKind::Control as i32));
         let bos = n_ordinary as u32;
         let eos = tokens.len() as u32 - 1;
         let pre = match self.architecture {
@@ -129,7 +154,7 @@ impl TinyModel {
             .u32("tokenizer.ggml.eos_token_id", eos)
             .u32("tokenizer.ggml.padding_token_id", bos)
             .bool("tokenizer.ggml.add_bos_token", self.architecture == Architecture::Llama)
-            .str("tokenizer.chat_template", CHAT_TEMPLATE)
+            .str("tokenizer.chat_template", self.chat_template)
     }
 
     fn tensors(&self, mut builder: GgufBuilder) -> GgufBuilder {
@@ -193,12 +218,6 @@ fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// All tokens by id: 256 bytes, the merges' results, the specials.
-fn vocabulary() -> Vec<String> {
-    let merged = MERGES.iter().map(|merge| merge.replace(' ', ""));
-    byte_tokens().into_iter().map(String::from).chain(merged).chain(SPECIALS.iter().map(|s| s.to_string())).collect()
-}
-
 /// GPT-2's characters for bytes, in GPT-2's order: the printable bytes stand for themselves and come first; the others
 /// get the code points from 256 on.
 fn byte_tokens() -> Vec<char> {
@@ -235,7 +254,7 @@ mod tests {
 
     #[test]
     fn has_a_token_for_every_byte_and_every_merge() {
-        let tokens = vocabulary();
+        let tokens = TinyModel::default().vocabulary();
         assert_eq!(tokens.iter().collect::<std::collections::HashSet<_>>().len(), tokens.len());
         for (rank, merge) in MERGES.iter().enumerate() {
             let (left, right) = merge.split_once(' ').unwrap();

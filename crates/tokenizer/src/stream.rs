@@ -13,6 +13,8 @@ use crate::{TokenId, TokenType};
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     show_special: bool,
+    /// Written out even if they have no text of their own.
+    shown: Vec<TokenId>,
     /// The next byte, if it is a space, is the one that the vocabulary puts in front of every text.
     strips_space: bool,
     /// The beginning of a character: at most three bytes between calls.
@@ -21,7 +23,12 @@ pub struct StreamDecoder {
 
 impl StreamDecoder {
     pub(crate) fn new(tokenizer: Tokenizer, show_special: bool, strips_space: bool) -> StreamDecoder {
-        StreamDecoder { tokenizer, show_special, strips_space, unfinished: Vec::new() }
+        StreamDecoder { tokenizer, show_special, shown: Vec::new(), strips_space, unfinished: Vec::new() }
+    }
+
+    /// Writes out these control tokens, and no others.
+    pub fn showing(self, shown: &[TokenId]) -> StreamDecoder {
+        StreamDecoder { shown: shown.to_vec(), ..self }
     }
 
     /// The text that `id` completes; often empty. An id outside the vocabulary has no text.
@@ -49,7 +56,7 @@ impl StreamDecoder {
 
     fn push_to(&mut self, id: TokenId, text: &mut String) {
         let Some(ty) = self.tokenizer.token_type(id) else { return };
-        if ty.is_hidden() && !self.show_special {
+        if ty.is_hidden() && !self.show_special && !self.shown.contains(&id) {
             return;
         }
         let mut bytes = self.tokenizer.token_bytes(id).unwrap_or_default();

@@ -6,7 +6,7 @@
 //! partly held back waits for the next one (a step later); all others leave at once.
 
 use engine::Token;
-use tokenizer::{StreamDecoder, Tokenizer};
+use tokenizer::{StreamDecoder, TokenId, Tokenizer};
 
 use crate::event::{TokenEvent, TokenLogprobs, TopLogprob};
 use crate::stop::{Scan, StopMatcher};
@@ -22,9 +22,10 @@ pub(crate) struct AnswerText {
 
 impl AnswerText {
     /// The answer to a prompt: a space that it begins with is its own, also where the vocabulary puts one in front of
-    /// every text.
-    pub(crate) fn new(tokenizer: &Tokenizer, stops: &[String]) -> Self {
-        Self { decoder: tokenizer.stream_continuation(), stops: StopMatcher::new(stops), n_tokens: 0, waiting: None }
+    /// every text. `shown`: control tokens that are written out.
+    pub(crate) fn new(tokenizer: &Tokenizer, stops: &[String], shown: &[TokenId]) -> Self {
+        let decoder = tokenizer.stream_continuation().showing(shown);
+        Self { decoder, stops: StopMatcher::new(stops), n_tokens: 0, waiting: None }
     }
 
     /// Ids taken so far.
@@ -101,7 +102,7 @@ mod tests {
         let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&file).unwrap()).unwrap();
         assert_eq!(tokenizer.decode(&[3]), "world", "as a text of its own");
         let mut due = Vec::new();
-        AnswerText::new(&tokenizer, &[]).push(&tokenizer, Token { id: 3, logprobs: None }, &mut due);
+        AnswerText::new(&tokenizer, &[], &[]).push(&tokenizer, Token { id: 3, logprobs: None }, &mut due);
         assert_eq!(due[0].t, " world");
     }
 }

@@ -77,7 +77,7 @@ impl Follower {
     ) -> Self {
         Self {
             state: state.clone(),
-            answer: AnswerText::new(tokenizer, &generation.stop),
+            answer: AnswerText::new(tokenizer, &generation.stop, &generation.shown),
             tokenizer: Arc::clone(tokenizer),
             stop: generation.stop.clone(),
             reports_metrics: generation.reports_metrics,

@@ -76,6 +76,8 @@ pub(crate) struct Generation {
     pub(crate) n_logprobs: Option<usize>,
     /// End tokens are tokens like any other.
     pub(crate) ignore_eos: bool,
+    /// Control tokens that are written out in the answer's text.
+    pub(crate) shown: Vec<u32>,
     /// What the answer may be made of; needs end tokens.
     pub(crate) constraint: Option<Compiled>,
     /// Whether `Metrics` events are wanted.

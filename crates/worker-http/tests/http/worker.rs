@@ -26,6 +26,7 @@ pub(crate) struct Config {
     pub(crate) inference_timeout: Option<Duration>,
     pub(crate) keep_alive: Duration,
     pub(crate) has_template: bool,
+    pub(crate) model: TinyModel,
     pub(crate) log_prompts: bool,
     pub(crate) body_read_timeout: Duration,
     pub(crate) access: Access,
@@ -40,6 +41,7 @@ impl Default for Config {
             inference_timeout: None,
             keep_alive: KEEP_ALIVE,
             has_template: true,
+            model: TinyModel::default(),
             log_prompts: false,
             body_read_timeout: BODY_READ_TIMEOUT,
             access: Access::default(),
@@ -75,7 +77,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
 
 /// A model that can answer: the tiny model's tokenizer, an executor that follows scripts.
 pub(crate) fn served(config: &Config) -> (Served, FakeControl) {
-    let file = TinyModel::default().build();
+    let file = config.model.build();
     let gguf = Gguf::parse(&file).unwrap();
     let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
     let chat_template = if config.has_template {

@@ -24,6 +24,8 @@ const DEFAULT: TinyModel = TinyModel {
     tied_output: false,
     f16: true,
     seed: 1,
+    tags: &[],
+    chat_template: test_support::tiny_model::CHAT_TEMPLATE,
 };
 
 /// What `generate` answers to the raw prompt.

@@ -19,6 +19,8 @@ const ENDLESS: TinyModel = TinyModel {
     tied_output: false,
     f16: true,
     seed: 1,
+    tags: &[],
+    chat_template: test_support::tiny_model::CHAT_TEMPLATE,
 };
 
 /// A few seconds of work: a test that hangs for a moment still finds it at work.

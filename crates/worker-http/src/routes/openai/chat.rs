@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use ::structured::CallForm;
+use ::structured::{CallForm, hidden_tags};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::Serialize;
@@ -44,9 +44,11 @@ pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Res
     job::check_room(served, asked.n)?;
     let tools = conversation.tools.as_ref();
     let form = CallForm::of_template(chat_template.source());
-    let forced = tools.and_then(|tools| tools.wanted(form));
-    let wanted = forced.or(asked.wanted.take());
-    let readers = tools.map(|tools| vec![tools.reader(); asked.n]);
+    let wanted = tools.and_then(|tools| tools.wanted(form)).or(asked.wanted.take());
+    let readers = tools.map(|tools| vec![tools.reader(form); asked.n]);
+    if tools.is_some() {
+        asked.generation.shown = hidden_tags(&served.tokenizer);
+    }
     let work = async {
         let constraint = structured::compile(&state, served, wanted).await?;
         Ok((constraint, template::render(&state, chat_template, conversation).await?))
@@ -96,8 +98,8 @@ fn refuse_both(fields: &mut Fields<'_>, tools: Option<&Offered>, asked: &Asked) 
         let message = "not supported together with tools, unless tool_choice is \"none\"";
         fields.fault(field, "unsupported", message, None);
     }
-    if tools.is_forced() && asked.generation.ignore_eos {
-        fields.fault("ignore_eos", "value", "expected false where a call is required", None);
+    if tools.is_held() && asked.generation.ignore_eos {
+        fields.fault("ignore_eos", "value", "expected false where a call is required or a tool is strict", None);
     }
 }
 

@@ -88,6 +88,7 @@ pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
             seed: read_seed(fields),
             n_logprobs: None,
             ignore_eos,
+            shown: Vec::new(),
             constraint: None,
             reports_metrics: false,
         },

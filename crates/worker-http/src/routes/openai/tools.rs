@@ -77,8 +77,7 @@ fn read_tool(fields: &mut Fields<'_>) -> Option<(Value, Tool)> {
     let function = fields.object("function", &["name", "description", "parameters", "strict"], |fields| {
         let name = fields.required_text("name", &NAME);
         let description = fields.optional_text("description", &DESCRIPTION);
-        // The schema holds wherever a call is required; otherwise it is the model's.
-        let _ = fields.boolean("strict");
+        let is_strict = fields.boolean("strict").unwrap_or(false);
         let parameters = match fields.raw("parameters").map(value) {
             None => Some(json!({ "type": "object", "properties": {} })),
             Some(Some(schema @ Value::Object(_))) => Some(schema),
@@ -87,14 +86,14 @@ fn read_tool(fields: &mut Fields<'_>) -> Option<(Value, Tool)> {
                 None
             }
         };
-        Some((name?, description, parameters?))
+        Some((name?, description, parameters?, is_strict))
     });
-    let ((name, description, parameters), kind) = (function?, kind?);
+    let ((name, description, parameters, is_strict), kind) = (function?, kind?);
     let mut function = Map::new();
     function.insert("name".into(), name.clone().into());
     function.insert("description".into(), description.unwrap_or_default().into());
     function.insert("parameters".into(), parameters.clone());
-    Some((json!({ "type": kind, "function": function }), Tool { name, parameters }))
+    Some((json!({ "type": kind, "function": function }), Tool { name, parameters, is_strict }))
 }
 
 /// `None`: no tool is to be called.
@@ -127,26 +126,31 @@ fn read_choice(fields: &mut Fields<'_>, tools: &[Tool], is_empty: bool) -> Optio
 }
 
 impl Offered {
-    /// What the answer has to be where a call is required.
+    /// What the answer has to be where a call is required, or to be held to where a tool is strict.
     pub(super) fn wanted(&self, form: CallForm) -> Option<Wanted> {
-        let (tools, max_calls) = match self.choice {
-            Choice::Auto => return None,
-            Choice::Required => (self.tools.clone(), if self.is_parallel { MAX_CALLS } else { 1 }),
-            Choice::Named(at) => (vec![self.tools[at].clone()], 1),
+        let (all, is_parallel) = (|| self.tools.clone(), self.is_parallel);
+        let shape = match self.choice {
+            Choice::Auto if !self.is_held() => return None,
+            Choice::Auto => Shape::TextAndCalls { tools: all(), form, is_parallel },
+            Choice::Required => Shape::Calls { tools: all(), form, max_calls: if is_parallel { MAX_CALLS } else { 1 } },
+            Choice::Named(at) => Shape::Calls { tools: vec![self.tools[at].clone()], form, max_calls: 1 },
         };
         let tool = if let Choice::Named(at) = self.choice { Some(at) } else { None };
-        Some(Wanted { field: "tools", shape: Shape::Calls { tools, form, max_calls }, tool })
+        Some(Wanted { field: "tools", shape, tool })
     }
 
-    /// Whether the answer has to be a call.
-    pub(super) fn is_forced(&self) -> bool {
-        self.choice != Choice::Auto
+    /// Whether a grammar holds the answer: it has to be a call, or a tool is strict.
+    pub(super) fn is_held(&self) -> bool {
+        self.choice != Choice::Auto || self.tools.iter().any(|tool| tool.is_strict)
     }
 
-    /// What finds the calls in an answer.
-    pub(super) fn reader(&self) -> CallReader {
+    /// What finds the calls in an answer of a model that writes them in this form.
+    pub(super) fn reader(&self, form: CallForm) -> CallReader {
         let names = self.tools.iter().map(|tool| tool.name.clone()).collect();
-        CallReader { parser: CallParser::new(names), is_parallel: self.is_parallel, n_told: 0 }
+        let parser = CallParser::new(names);
+        // The grammar knows the model's form alone: what looks like a call in the other was held to nothing.
+        let parser = if self.is_held() { parser.only(form) } else { parser };
+        CallReader { parser, is_parallel: self.is_parallel, n_told: 0 }
     }
 }
 

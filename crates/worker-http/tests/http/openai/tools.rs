@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 
+use test_support::tiny_model::{TagKind, TinyModel};
+
 use super::{CHAT, COMPLETIONS, ask, chat, completion, stream, text_of};
-use crate::worker::Worker;
+use crate::worker::{Config, Worker};
 
 fn tools() -> Value {
     let place = json!({ "type": "object", "properties": { "place": { "enum": ["Rome", "Oslo"] } }, "required": ["place"],
@@ -128,6 +130,102 @@ async fn a_model_that_has_to_call_does_so() {
     assert!(cut["choices"][0]["message"]["content"].as_str().unwrap().starts_with("{\"n"), "{cut}");
 }
 
+/// A model whose template teaches Qwen's form.
+const QWEN: &str = "{% if tools %}{{ '<tools>' + tools | tojson + '</tools> <tool_call>' }}{% endif %}\
+     {% for message in messages %}{{ message['content'] }}{% endfor %}";
+
+async fn with_model(model: TinyModel) -> Worker {
+    Worker::start_with(Config { model, ..Config::default() }).await
+}
+
+fn strict_tools() -> Value {
+    let mut tools = tools();
+    tools[0]["function"]["strict"] = true.into();
+    tools
+}
+
+#[tokio::test]
+async fn a_strict_tool_is_called_with_what_fits_its_schema_or_not_at_all() {
+    use TagKind::{Control, UserDefined};
+    // As long as the places that there are, so that the script goes on behind it where it would.
+    let bad = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"place\": \"Lima\"}}\n</tool_call>";
+    let llama_bad = "{\"name\": \"weather\", \"parameters\": {\"place\": \"Lima\"}}";
+    let free = "<tool_call>\n{\"name\": \"time\", \"arguments\": {\"zone\": [1]}}\n</tool_call>";
+    let vocabularies: [&[(&str, TagKind)]; 3] = [
+        &[],
+        &[("<tool_call>", UserDefined), ("</tool_call>", UserDefined)],
+        &[("<tool_call>", Control), ("</tool_call>", Control)],
+    ];
+    let ask_for = |extra: Value| {
+        let mut body = chat(&extra);
+        body["tools"] = strict_tools();
+        body["seed"] = 3.into();
+        body
+    };
+    for tags in vocabularies {
+        let worker = with_model(TinyModel { tags, chat_template: QWEN, ..TinyModel::default() }).await;
+        // One that is strict is held to its schema, one that is not is free.
+        worker.script(&format!("I look.\n{bad}\n{free}"));
+        let answer = ask(&worker, CHAT, &ask_for(json!({}))).await;
+        let message = &answer["choices"][0]["message"];
+        let told = calls(&message["tool_calls"]);
+        assert_eq!(message["content"], "I look.", "{tags:?}");
+        let place: Value = serde_json::from_str(&told[0].1).unwrap();
+        assert!(
+            told[0].0 == "weather" && (place == json!({"place": "Rome"}) || place == json!({"place": "Oslo"})),
+            "{told:?}"
+        );
+        let streamed = put_together(&stream(&worker, CHAT, &ask_for(json!({}))).await, 0);
+        assert_eq!(streamed, ("I look.".to_owned(), told.clone(), json!("tool_calls")), "{tags:?}");
+        assert_eq!(told[1..], [("time".to_owned(), "{\"zone\": [1]}".to_owned())], "{tags:?}");
+        worker.script(free);
+        let answer = ask(&worker, CHAT, &ask_for(json!({ "parallel_tool_calls": false }))).await;
+        let free = ("time".to_owned(), "{\"zone\": [1]}".to_owned());
+        assert_eq!(calls(&answer["choices"][0]["message"]["tool_calls"]), [free], "{tags:?}");
+        // What is no call in the model's form is text.
+        for text in ["Just <b>text</b>, {}", llama_bad] {
+            worker.script(text);
+            let choice = ask(&worker, CHAT, &ask_for(json!({}))).await["choices"][0].clone();
+            assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(text), &json!("stop")));
+        }
+    }
+    // Llama's form, which a template without tags has.
+    let worker = Worker::start().await;
+    worker.script(llama_bad);
+    let answer = ask(&worker, CHAT, &ask_for(json!({}))).await;
+    let told = calls(&answer["choices"][0]["message"]["tool_calls"]);
+    let place: Value = serde_json::from_str(&told[0].1).unwrap();
+    assert!(
+        told[0].0 == "weather" && (place == json!({"place": "Rome"}) || place == json!({"place": "Oslo"})),
+        "{told:?}"
+    );
+    worker.script(bad);
+    let message = ask(&worker, CHAT, &ask_for(json!({}))).await["choices"][0]["message"].clone();
+    assert_eq!((&message["content"], &message["tool_calls"]), (&json!(bad), &Value::Null));
+    // Without a strict tool nobody checks.
+    let worker = with_model(TinyModel { chat_template: QWEN, ..TinyModel::default() }).await;
+    worker.script(bad);
+    let answer = ask(&worker, CHAT, &with_tools(json!({}))).await;
+    let paris = ("weather".to_owned(), "{\"place\": \"Lima\"}".to_owned());
+    assert_eq!(calls(&answer["choices"][0]["message"]["tool_calls"]), [paris]);
+}
+
+#[tokio::test]
+async fn calls_in_tags_without_text_are_found_behind_text_and_made_where_they_are_required() {
+    let tags = &[("<tool_call>", TagKind::Control), ("</tool_call>", TagKind::Control)];
+    let worker = with_model(TinyModel { tags, chat_template: QWEN, ..TinyModel::default() }).await;
+    worker.script(&format!("Let me see.\n{CALL}"));
+    let rome = ("weather".to_owned(), "{\"place\": \"Rome\"}".to_owned());
+    let message = ask(&worker, CHAT, &with_tools(json!({}))).await["choices"][0]["message"].clone();
+    assert_eq!((&message["content"], calls(&message["tool_calls"])), (&json!("Let me see."), vec![rome.clone()]));
+    worker.script(&format!("{CALL}\n{CALL}"));
+    let answer = ask(&worker, CHAT, &with_tools(json!({ "tool_choice": "required" }))).await;
+    assert_eq!(calls(&answer["choices"][0]["message"]["tool_calls"]), [rome.clone(), rome]);
+    // Without tools they stay out of sight.
+    let answer = ask(&worker, CHAT, &chat(&json!({}))).await;
+    assert!(!answer["choices"][0]["message"]["content"].as_str().unwrap().contains("tool_call"));
+}
+
 #[tokio::test]
 async fn log_probabilities_of_a_call_are_all_told() {
     let worker = Worker::start().await;
@@ -158,6 +256,11 @@ async fn faults_name_the_tool() {
     let worker = Worker::start().await;
     let tool = |parameters: Value| json!({ "type": "function", "function": { "name": "f", "parameters": parameters } });
     let bad = json!([tools()[0], tool(json!({ "properties": { "a": { "not": {} } } }))]);
+    let strict = |parameters: Value| {
+        let mut tool = tool(parameters);
+        tool["function"]["strict"] = true.into();
+        json!([tools()[0], tool])
+    };
     let mut lines = Vec::new();
     for extra in [
         json!({ "tools": "weather" }),
@@ -174,6 +277,11 @@ async fn faults_name_the_tool() {
         json!({ "tools": tools(), "tool_choice": { "type": "function" } }),
         json!({ "tools": tools(), "tool_choice": { "type": "function", "function": { "name": "rain" } } }),
         json!({ "tools": tools(), "tool_choice": "required", "ignore_eos": true }),
+        json!({ "tools": strict_tools(), "ignore_eos": true }),
+        json!({ "tools": strict_tools(), "grammar": "root ::= \"a\"" }),
+        json!({ "tools": strict(json!({ "properties": { "a": { "not": {} } } })) }),
+        json!({ "tools": strict(json!({ "properties": { "a": { "type": "string", "pattern": "(" } } })) }),
+        json!({ "tools": [{ "type": "function", "function": { "name": "f", "strict": "yes" } }] }),
         json!({ "tools": tools(), "response_format": { "type": "json_object" } }),
         json!({ "function_call": "auto" }),
     ] {
