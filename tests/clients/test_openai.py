@@ -259,10 +259,18 @@ class Structured(unittest.TestCase):
         settings = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 400}
         message = chat(**settings).choices[0].message
         result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "done"}
-        answer = client.chat.completions.create(
-            model="any", messages=[*MESSAGES, message, result], tools=TOOLS, max_tokens=10, temperature=0
-        )
+        messages = [*MESSAGES, message, result]
+        settings = {"tools": TOOLS, "tool_choice": "none", "max_tokens": 10, "temperature": 0}
+        answer = client.chat.completions.create(model="any", messages=messages, **settings)
         self.assertIn(answer.choices[0].finish_reason, ("stop", "length"))
+
+    def test_tools_that_the_model_would_not_be_told_of_are_refused_by_name(self):
+        strict = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}]
+        for tools in (TOOLS, strict):
+            with self.assertRaises(openai.BadRequestError) as caught:
+                chat(tools=tools)
+            self.assertEqual(caught.exception.param, "tools")
+            self.assertIn("required", str(caught.exception))
 
     def test_a_grammar_is_kept(self):
         grammar = 'root ::= "(" ( "forty" | "two" | root ){1,2} ")"'

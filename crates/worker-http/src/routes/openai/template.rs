@@ -15,6 +15,10 @@ use crate::state::AppState;
 /// The fields that a conversation is read from, without those of the tools.
 pub(super) const FIELDS: &[&str] = &["messages", "chat_template_kwargs"];
 
+/// Why tools are refused that the model may call and is not told of.
+const UNTOLD: &str = "tools: the model's chat template does not tell it of tools, so it would not call any by itself; tool_choice \
+     \"required\" or the name of one makes it call, by grammar, and \"none\" leaves them out";
+
 /// What a template is given.
 #[derive(Debug)]
 pub(in crate::routes) struct Conversation {
@@ -52,7 +56,8 @@ fn read_variables(fields: &mut Fields<'_>) -> Map<String, Value> {
 /// The prompt, made off the threads that serve connections.
 ///
 /// # Errors
-/// A conversation that the template refuses, as a fault of `messages`.
+/// A conversation that the template refuses, as a fault of `messages`; tools that it leaves out, as one of `tools`, where the
+/// model would have to be told of them.
 pub(in crate::routes) async fn render(
     state: &AppState,
     template: Arc<ChatTemplate>,
@@ -60,12 +65,16 @@ pub(in crate::routes) async fn render(
 ) -> Result<String, ApiError> {
     let Conversation { messages, tools, add_generation_prompt, variables } = conversation;
     let rendered = on_encoder(state, move || {
-        template.render(&ChatInput {
-            messages: &messages,
-            tools: tools.as_ref().map(|tools| &tools.list),
-            add_generation_prompt,
-            extra: variables,
-        })
+        let render = |tools| {
+            template.render(&ChatInput { messages: &messages, tools, add_generation_prompt, extra: variables.clone() })
+        };
+        let text = render(tools.as_ref().map(|tools| &tools.list));
+        let text = text.map_err(|error| ApiError::field("messages", "template", format!("messages: {error}")))?;
+        // The same text without the tools: the template knows nothing of them.
+        if tools.as_ref().is_some_and(Offered::must_be_told) && render(None).is_ok_and(|without| without == text) {
+            return Err(ApiError::field("tools", "unsupported", UNTOLD));
+        }
+        Ok(text)
     });
-    rendered.await?.map_err(|error| ApiError::field("messages", "template", format!("messages: {error}")))
+    rendered.await?
 }

@@ -144,6 +144,11 @@ impl Offered {
         self.choice != Choice::Auto || self.tools.iter().any(|tool| tool.is_strict)
     }
 
+    /// Whether the model has to be told of the tools to call any of them.
+    pub(super) fn must_be_told(&self) -> bool {
+        self.choice == Choice::Auto
+    }
+
     /// What finds the calls in an answer of a model that writes them in this form.
     pub(super) fn reader(&self, form: CallForm) -> CallReader {
         let names = self.tools.iter().map(|tool| tool.name.clone()).collect();

@@ -133,6 +133,8 @@ async fn a_model_that_has_to_call_does_so() {
 /// A model whose template teaches Qwen's form.
 const QWEN: &str = "{% if tools %}{{ '<tools>' + tools | tojson + '</tools> <tool_call>' }}{% endif %}\
      {% for message in messages %}{{ message['content'] }}{% endfor %}";
+/// A model that is told of no tools.
+const PLAIN: &str = "{% for message in messages %}{{ message['content'] }}{% endfor %}";
 
 async fn with_model(model: TinyModel) -> Worker {
     Worker::start_with(Config { model, ..Config::default() }).await
@@ -224,6 +226,32 @@ async fn calls_in_tags_without_text_are_found_behind_text_and_made_where_they_ar
     // Without tools they stay out of sight.
     let answer = ask(&worker, CHAT, &chat(&json!({}))).await;
     assert!(!answer["choices"][0]["message"]["content"].as_str().unwrap().contains("tool_call"));
+}
+
+#[tokio::test]
+async fn tools_that_the_template_does_not_tell_the_model_of_are_refused_unless_it_has_to_call() {
+    let worker = with_model(TinyModel { chat_template: PLAIN, ..TinyModel::default() }).await;
+    worker.script("I would rather not");
+    let mut lines = Vec::new();
+    let strict = chat(&json!({ "tools": strict_tools() }));
+    for (path, body) in [
+        (CHAT, with_tools(json!({}))),
+        (CHAT, with_tools(json!({ "tool_choice": "auto", "stream": true }))),
+        (CHAT, strict),
+        ("/apply-template", with_tools(json!({}))),
+    ] {
+        let response = worker.post(path, &body).await;
+        let status = response.status().as_u16();
+        let body: Value = response.json().await.unwrap();
+        lines.push(format!("{path} {status} {body}"));
+    }
+    insta::assert_snapshot!(lines.join("\n"));
+    for (choice, n_calls) in [(json!("required"), 1), (json!("none"), 0)] {
+        let body = with_tools(json!({ "tool_choice": choice, "parallel_tool_calls": false }));
+        let answer = ask(&worker, CHAT, &body).await;
+        assert_eq!(calls(&answer["choices"][0]["message"]["tool_calls"]).len(), n_calls, "{answer}");
+        assert_eq!(worker.post("/apply-template", &body).await.status(), 200);
+    }
 }
 
 #[tokio::test]
