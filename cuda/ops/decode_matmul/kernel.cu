@@ -147,10 +147,10 @@ template <int FORMAT, int OUTPUT, int N, bool NORM> constexpr int min_blocks() {
     return has_scales_after(FORMAT) && (OUTPUT == ORCD_DECODE_QKV || FORMAT == ORCD_FORMAT_Q6_K) ? 2 : 3;
 }
 
-// M tiles of 16 rows and N tiles of 8 tokens at a time. Blocks take such pieces in turn, and load the next one's weights before
-// they finish the last one's sums.
+// Pieces `first_piece`, `first_piece + step` and so on, of M tiles of 16 rows and N tiles of 8 tokens. The next one's weights are
+// loaded before the last one's sums are finished.
 template <int FORMAT, int OUTPUT, int M, int N, bool NORM>
-__global__ void __launch_bounds__(kThreads, min_blocks<FORMAT, OUTPUT, N, NORM>()) warp_per_slice(orcd_decode_matmul_args a) {
+__device__ __forceinline__ void take_pieces(const orcd_decode_matmul_args &a, uint32_t first_piece, uint32_t step) {
     constexpr int kRows = M * 2 * kPairs;
     constexpr int kTokens = N * 8;
     constexpr int kPitch = kRows + 4;  // so that the 32 stores of a fragment go to 32 banks
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<FORMAT, OUTPUT, N, NORM>(
         for (int i = 0; i < kAhead; i++)
             if (slice.begin + i < slice.end) load(i, slice.begin + i);
     };
-    begin(blockIdx.x);
+    begin(first_piece);
     const char *x[N];
 #pragma unroll
     for (int n = 0; n < N; n++) {
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<FORMAT, OUTPUT, N, NORM>(
     }
 
     bool is_first = true;
-    for (uint32_t piece = blockIdx.x; piece < n_pieces; piece += gridDim.x) {
+    for (uint32_t piece = first_piece; piece < n_pieces; piece += step) {
         // Where the results go does not depend on the kernel before: positions and tables were there before the step.
         Finish<OUTPUT == ORCD_DECODE_STORE ? ORCD_DECODE_GATE_UP : OUTPUT> finish[kFinishes];
         const uint32_t first_pair = piece * (M * kPairs);
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<FORMAT, OUTPUT, N, NORM>(
                 }
             }
         }
-        if (piece + gridDim.x < n_pieces) begin(piece + gridDim.x);
+        if (piece + step < n_pieces) begin(piece + step);
 
         if (!is_first) __syncthreads();  // nobody reads the piece before's sums any more
         is_first = false;
@@ -307,6 +307,26 @@ __global__ void __launch_bounds__(kThreads, min_blocks<FORMAT, OUTPUT, N, NORM>(
     }
 }
 
+// Blocks take pieces in turn.
+template <int FORMAT, int OUTPUT, int M, int N, bool NORM>
+__global__ void __launch_bounds__(kThreads, min_blocks<FORMAT, OUTPUT, N, NORM>()) warp_per_slice(orcd_decode_matmul_args a) {
+    take_pieces<FORMAT, OUTPUT, M, N, NORM>(a, blockIdx.x, gridDim.x);
+}
+
+// Where v begins, in pairs of rows.
+__host__ __device__ __forceinline__ uint32_t first_pair_of_v(const orcd_decode_matmul_args &a) {
+    return (a.qkv.n_heads + a.qkv.n_kv_heads) * (a.qkv.d_head / 2);
+}
+
+// q and k in one format, v in another, and no piece of both: a block a piece.
+template <int FORMAT, int FORMAT_OF_V, int N, bool NORM>
+__global__ void __launch_bounds__(kThreads, 2) warp_per_slice_of_two_formats(orcd_decode_matmul_args a) {
+    if (blockIdx.x < first_pair_of_v(a) / kPairs)
+        take_pieces<FORMAT, ORCD_DECODE_QKV, 1, N, NORM>(a, blockIdx.x, gridDim.x);
+    else
+        take_pieces<FORMAT_OF_V, ORCD_DECODE_QKV, 1, N, NORM>(a, blockIdx.x, gridDim.x);
+}
+
 // Blocks of a kernel that the current device holds at once.
 template <class Kernel> uint32_t resident_blocks(Kernel kernel) {
     int device = 0, n_sms = 0, per_sm = 0;
@@ -336,8 +356,11 @@ template <int FORMAT, int OUTPUT> int32_t launch_output(const orcd_decode_matmul
     const uint64_t n_products = (uint64_t)2 * kPairs * div_ceil(n_pairs<OUTPUT>(a), kPairs) * a.w[0].n_cols * a.n_tokens;
     if (FORMAT == ORCD_FORMAT_F16 && a.n_tokens > kFewTokens && n_products >= kFewProducts && has_decode_tiles(a))
         return decode_tiles(a, kBestDecodeTile, stream);
-    // Two pieces at a time where there are many: the second's loads do not wait for the first's sums.
-    constexpr int kNormTiles = OUTPUT == ORCD_DECODE_GATE_UP && FORMAT != kAny ? 2 : 1;
+    // Two tiles at a time where there are many, and registers for both: the second's loads do not wait for the first's sums. Of a
+    // format with few bytes a row, one tile's loads are too few to keep the memory busy.
+    constexpr bool kIsSmall = FORMAT == ORCD_FORMAT_Q8_0 || FORMAT == ORCD_FORMAT_Q4_0 || FORMAT == ORCD_FORMAT_Q5_0;
+    constexpr bool kHasMany = OUTPUT == ORCD_DECODE_GATE_UP && FORMAT != kAny || OUTPUT == ORCD_DECODE_STORE && kIsSmall;
+    constexpr int kNormTiles = kHasMany ? 2 : 1;
     if (a.norm.weight) return launch_tile<FORMAT, OUTPUT, kNormTiles, 1, true>(a, stream);
     if (a.n_tokens <= 8) return launch_tile<FORMAT, OUTPUT, 1, 1>(a, stream);
     if constexpr (has_scales_after(FORMAT)) {
@@ -349,7 +372,32 @@ template <int FORMAT, int OUTPUT> int32_t launch_output(const orcd_decode_matmul
     }
 }
 
+template <int FORMAT, int FORMAT_OF_V, int N, bool NORM = false>
+int32_t launch_two_formats_tile(const orcd_decode_matmul_args &a, orcd_stream stream) {
+    const dim3 grid(div_ceil(n_pairs<ORCD_DECODE_QKV>(a), kPairs), div_ceil(a.n_tokens, N * 8));
+    return launch(warp_per_slice_of_two_formats<FORMAT, FORMAT_OF_V, N, NORM>, grid, dim3(kThreads), 0, stream, a);
+}
+
+// As launch_output: which formats there are chooses the kernel, and with it the bits; the number of tokens does not.
+template <int FORMAT, int FORMAT_OF_V> int32_t launch_two_formats(const orcd_decode_matmul_args &a, orcd_stream stream) {
+    if (a.norm.weight) return launch_two_formats_tile<FORMAT, FORMAT_OF_V, 1, true>(a, stream);
+    if (a.n_tokens <= 8) return launch_two_formats_tile<FORMAT, FORMAT_OF_V, 1>(a, stream);
+    return launch_two_formats_tile<FORMAT, FORMAT_OF_V, 4>(a, stream);
+}
+
+// The two formats of q and k, and of v, if a kernel reads them side by side.
+bool are_two_formats(const orcd_decode_matmul_args &a, uint32_t format, uint32_t format_of_v) {
+    return a.w[0].format == format && a.w[1].format == format && a.w[2].format == format_of_v && first_pair_of_v(a) % kPairs == 0;
+}
+
 template <int OUTPUT> int32_t launch_format(const orcd_decode_matmul_args &a, uint32_t n_matrices, orcd_stream stream) {
+    if constexpr (OUTPUT == ORCD_DECODE_QKV) {
+        // What mixtures give v in every second layer, whether rows hold blocks of 256 or not.
+        if (are_two_formats(a, ORCD_FORMAT_Q5_0, ORCD_FORMAT_Q8_0))
+            return launch_two_formats<ORCD_FORMAT_Q5_0, ORCD_FORMAT_Q8_0>(a, stream);
+        if (are_two_formats(a, ORCD_FORMAT_Q4_K, ORCD_FORMAT_Q6_K))
+            return launch_two_formats<ORCD_FORMAT_Q4_K, ORCD_FORMAT_Q6_K>(a, stream);
+    }
     uint32_t format = a.w[0].format;
     for (uint32_t i = 1; i < n_matrices; i++)
         if (a.w[i].format != format) format = kAny;
