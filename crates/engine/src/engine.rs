@@ -105,7 +105,8 @@ pub struct Snapshot {
     pub kv_blocks_cached: usize,
     /// KV blocks in the pool.
     pub kv_blocks_total: usize,
-    /// Prompt tokens read since the start, cached ones included. A prompt counts when its first token is chosen.
+    /// Prompt tokens read since the start, cached ones included. A prompt counts when its first token is chosen, or, where none
+    /// is wanted, when it has been read.
     pub prompt_tokens_total: u64,
     /// Of these, the ones found in the cache.
     pub cached_tokens_total: u64,
@@ -299,7 +300,7 @@ impl EngineHandle {
 
 /// One submitted request, for the one who reads its answer. Dropping it cancels the request before the next step.
 ///
-/// At most `max_tokens + 2` events ever wait in it, so that a reader who is slow, or has stopped, never holds up a step.
+/// At most `max_tokens + 2` events ever wait in it, and one for each token of a prompt that is scored, so that a reader who is slow, or has stopped, never holds up a step.
 #[derive(Debug)]
 pub struct Job {
     id: JobId,

@@ -53,6 +53,7 @@
 //!     constraint: None,
 //!     seed: 42,
 //!     n_logprobs: None,
+//!     n_prompt_logprobs: None,
 //! })?;
 //! let mut ids = Vec::new();
 //! while let Some(event) = job.blocking_recv() {

@@ -40,6 +40,8 @@ pub(crate) struct Limits {
     pub(crate) n_blocks: usize,
     pub(crate) roles_bit_equal: bool,
     pub(crate) max_seqs: usize,
+    /// The most rows of a step that have an output; at least `max_seqs`.
+    pub(crate) max_outputs: usize,
     pub(crate) queue_limit: usize,
     pub(crate) max_batch_tokens: usize,
     pub(crate) max_chunk_tokens: usize,
@@ -49,13 +51,15 @@ pub(crate) struct Limits {
 impl Limits {
     pub(crate) fn new(info: &ExecutorInfo, config: &EngineConfig) -> Self {
         let max_batch_tokens = config.max_batch_tokens.min(info.max_batch_tokens).max(1);
+        let max_seqs = config.max_seqs.min(info.max_seqs).min(max_batch_tokens).max(1);
         Self {
             n_vocab: info.n_vocab,
             n_ctx: info.n_ctx,
             block_tokens: info.block_tokens,
             n_blocks: info.n_blocks,
             roles_bit_equal: info.roles_bit_equal,
-            max_seqs: config.max_seqs.min(info.max_seqs).min(max_batch_tokens).max(1),
+            max_seqs,
+            max_outputs: info.max_seqs.max(max_seqs),
             queue_limit: config.queue_limit,
             max_batch_tokens,
             max_chunk_tokens: config.max_chunk_tokens.max(1),
@@ -70,7 +74,7 @@ impl Limits {
 
     /// KV blocks the request may come to need. The last token generated is never fed back, so it needs no slot.
     pub(crate) fn blocks_needed(&self, request: &Request) -> usize {
-        (request.prompt.len() + self.max_generated(request) - 1).div_ceil(self.block_tokens)
+        (request.prompt.len() + self.max_generated(request).saturating_sub(1)).div_ceil(self.block_tokens)
     }
 
     /// Refuses what could never be served.
@@ -83,19 +87,14 @@ impl Limits {
         if let Some(id) = request.prompt.iter().find(|&&id| id as usize >= self.n_vocab) {
             return invalid(format!("the prompt holds token {id}, the vocabulary has {}", self.n_vocab));
         }
-        if request.max_tokens == 0 {
-            return invalid("max_tokens is 0, at least 1 is needed".into());
-        }
-        if request.n_logprobs.is_some_and(|n| n > MAX_LOGPROBS) {
-            return invalid(format!(
-                "{} log-probabilities asked for, at most {MAX_LOGPROBS} are given",
-                request.n_logprobs.unwrap_or(0)
-            ));
+        let mut n_logprobs = [request.n_logprobs, request.n_prompt_logprobs].into_iter().flatten();
+        if let Some(n) = n_logprobs.find(|&n| n > MAX_LOGPROBS) {
+            return invalid(format!("{n} log-probabilities asked for, at most {MAX_LOGPROBS} are given"));
         }
         check_sampling(request)?;
         self.check_bias(request)?;
         self.check_constraint(request)?;
-        if n_prompt >= self.n_ctx {
+        if n_prompt + request.max_tokens.min(1) > self.n_ctx {
             return Err(SubmitError::ContextLengthExceeded { n_prompt, n_ctx: self.n_ctx });
         }
         let needed_blocks = self.blocks_needed(request);

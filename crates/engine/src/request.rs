@@ -15,9 +15,10 @@ pub struct JobId(pub u64);
 /// One answer to be generated.
 #[derive(Debug)]
 pub struct Request {
-    /// At least one token, and fewer than the context holds.
+    /// At least one token, and fewer than the context holds where any are to be generated.
     pub prompt: Arc<[TokenId]>,
-    /// The most tokens to generate, end token not counted; at least 1. The engine caps it by what the context leaves.
+    /// The most tokens to generate, end token not counted. The engine caps it by what the context leaves. With 0 the prompt is
+    /// read, and that is all; it may then fill the context.
     pub max_tokens: usize,
     /// Tokens that end the answer; they are not part of it.
     pub end_tokens: Arc<[TokenId]>,
@@ -32,6 +33,10 @@ pub struct Request {
     pub seed: u64,
     /// `Some(n)`: each token event carries its log-probability and the `n` most likely alternatives.
     pub n_logprobs: Option<usize>,
+    /// `Some(n)`: the prompt is scored. [`Event::PromptLogprobs`] tell the log-probability of each of its tokens but the first,
+    /// after those before it, and the `n` most likely alternatives. Nothing of the prompt is then taken from the cache, and a
+    /// step has no more of its rows than the executor gives outputs.
+    pub n_prompt_logprobs: Option<usize>,
 }
 
 /// One generated token.
@@ -68,6 +73,8 @@ pub struct Timings {
 pub struct Finished {
     /// Why.
     pub reason: EndReason,
+    /// Of the end token, where there is one and the request asked for them.
+    pub end_logprobs: Option<TokenLogprobs>,
     /// Tokens generated, end token not counted: the number of [`Event::Token`]s sent.
     pub n_generated: usize,
     /// Prompt tokens whose keys and values were found in the cache.
@@ -100,7 +107,8 @@ pub struct Failure {
     pub message: String,
 }
 
-/// What a request causes, in order: one `Admitted`, any number of `Token`s, then exactly one `Finished` or `Failed`.
+/// What a request causes, in order: one `Admitted`, any number of `PromptLogprobs` where they are wanted, any number of `Token`s,
+/// then exactly one `Finished` or `Failed`.
 /// A request that is cancelled while it waits goes straight to `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -110,6 +118,8 @@ pub enum Event {
         /// may add to them; [`Finished::n_cached`] has the final number.
         n_cached: usize,
     },
+    /// Log-probabilities of the prompt's next tokens, from its second on: one of these for each step that reads some.
+    PromptLogprobs(Vec<TokenLogprobs>),
     /// A token was generated.
     Token(Token),
     /// The answer ended by itself. Nothing follows.

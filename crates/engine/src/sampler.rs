@@ -15,7 +15,8 @@
 //! on the scale of the model's own logits, as OpenAI defines them, and mean the same at every temperature; so they come
 //! before it, and a greedy choice heeds them too.
 //!
-//! Log-probabilities are those of the model's own softmax: none of these settings enters them.
+//! A token that is *given*, as a prompt's are where they are scored, is not chosen at all. Log-probabilities are those of the
+//! model's own softmax: none of these settings enters them.
 //!
 //! The filters all keep the beginning of one order (most likely first, ties by id), so each is a cut-off in that order and
 //! nothing is ever sorted: a cut-off is found by radix selection over the bits of the probabilities. What survives is drawn
@@ -64,14 +65,19 @@ impl Sampler {
         }
     }
 
-    /// Chooses the token at `position` (absolute, in its sequence).
+    /// Chooses the token at `position` (absolute, in its sequence), or takes the one that is given.
     ///
     /// `logits` has the length given to [`Sampler::new`], and the request's lists and its mask are of that vocabulary.
     ///
     /// # Errors
-    /// [`RowFault`] if the row, as biases, mask and penalties leave it, has no finite maximum.
+    /// [`RowFault`] if the row, as biases, mask and penalties leave it, has no finite maximum, or the token that is given no
+    /// finite logit.
     pub fn choose(&mut self, logits: &[f32], request: &SampleRequest<'_>, position: u64) -> Result<TokenId, RowFault> {
         assert_eq!(logits.len(), self.weights.len(), "a row of logits has one for each token of the vocabulary");
+        if let Some(given) = request.given {
+            let logit = logits[given as usize];
+            return if logit.is_finite() { Ok(given) } else { Err(RowFault { maximum: logit }) };
+        }
         let sampling = request.sampling;
         let penalized = sampling.penalizes() && !request.history.is_empty();
         let is_adjusted = penalized || !request.logit_bias.is_empty() || !request.mask.is_empty();

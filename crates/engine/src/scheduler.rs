@@ -8,13 +8,16 @@
 //!   and all KV blocks it may come to need can be promised; until then nobody overtakes it. Nothing is preempted.
 //! - *A step* has a row for every sequence that is generating, then prompt rows: what is left of the budget, shared evenly
 //!   among the prompts being read, so that a long one holds up neither streams nor shorter prompts.
+//! - *Prompts that are scored* want an output of every row, of which a step has only so many: what streams and other prompts
+//!   leave of them is shared evenly, so that scoring takes longer and holds nobody up.
 //! - *Equal beginnings* are computed once: a prompt that stands where an earlier one is just computing the same block waits
 //!   for it and takes it over.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use transformer::{Batch, Choice, ExecutorError, StepOutput};
+use transformer::{Batch, Choice, ExecutorError, RowFault, SampleSpec, StepOutput};
 
 use crate::blocks::BlockPool;
 use crate::limits::Limits;
@@ -36,6 +39,9 @@ const MIN_PROMPT_ROWS: usize = 32;
 struct Planned {
     seq_idx: usize,
     n_rows: usize,
+    /// Outputs that are log-probabilities of prompt tokens.
+    n_scored: usize,
+    /// Whether one more, the last, is the next token.
     samples: bool,
 }
 
@@ -144,21 +150,13 @@ impl Scheduler {
         self.totals.steps += 1;
         let mut row = 0;
         for i in 0..self.planned.len() {
-            let Planned { seq_idx, n_rows, samples } = self.planned[i];
+            let Planned { seq_idx, n_rows, n_scored, samples } = self.planned[i];
             let sequence = &mut self.running[seq_idx];
             sequence.n_computed += n_rows;
             sequence.register_full_blocks(&mut self.pool, &self.limits);
-            if samples {
-                let choice = match output {
-                    StepOutput::Chosen(choices) => choices[row].clone(),
-                    StepOutput::Logits(logits) => {
-                        let n_vocab = self.limits.n_vocab;
-                        choose(&mut self.sampler, &self.batch, row, &logits[row * n_vocab..][..n_vocab])
-                    }
-                };
-                row += 1;
-                self.take(seq_idx, choice, now, events);
-            }
+            let n_outputs = n_scored + usize::from(samples);
+            self.take_outputs(seq_idx, output, row..row + n_outputs, n_scored, now, events);
+            row += n_outputs;
         }
         self.planned.clear();
         let n_before = self.running.len();
@@ -227,6 +225,43 @@ impl Scheduler {
         }
     }
 
+    /// Takes what a step gave for some of its sample rows, all of one sequence: scores first, then the next token. Where none is
+    /// wanted, a prompt that has been read is the end.
+    fn take_outputs(
+        &mut self,
+        seq_idx: usize,
+        output: StepOutput<'_>,
+        rows: Range<usize>,
+        n_scored: usize,
+        now: Instant,
+        events: &mut Events,
+    ) {
+        let mut choices = rows.map(|row| match output {
+            StepOutput::Chosen(choices) => choices[row].clone(),
+            StepOutput::Logits(logits) => {
+                let n_vocab = self.limits.n_vocab;
+                choose(&mut self.sampler, &self.batch, row, &logits[row * n_vocab..][..n_vocab])
+            }
+        });
+        let scored = choices.by_ref().take(n_scored);
+        // Whoever chose has been held to giving what was asked for.
+        let scored: Result<Vec<_>, RowFault> = scored.filter_map(|c| c.id.map(|_| c.logprobs).transpose()).collect();
+        let next = choices.next();
+        match scored {
+            Err(fault) => return self.end_in_step(seq_idx, failed(FailureKind::Internal, &fault.to_string()), events),
+            Ok(scored) if scored.is_empty() => {}
+            Ok(scored) => events.push((self.running[seq_idx].id, Event::PromptLogprobs(scored))),
+        }
+        let sequence = &self.running[seq_idx];
+        if let Some(choice) = next {
+            self.take(seq_idx, choice, now, events);
+        } else if sequence.max_generated == 0 && sequence.n_pending() == 0 {
+            let finished = sequence.finished(EndReason::MaxTokens, None, now);
+            self.count_prompt(seq_idx);
+            self.end_in_step(seq_idx, Event::Finished(finished), events);
+        }
+    }
+
     /// Shares what is left of the step among the prompts being read: the shortest remainders first, each getting what it
     /// needs up to an even share of the rest.
     fn plan_prompts(&mut self) {
@@ -240,6 +275,7 @@ impl Scheduler {
                 }
             }
         }
+        self.cap_scored();
         self.prompts.sort_unstable();
         let mut budget = self.prompt_budget();
         for i in 0..self.prompts.len() {
@@ -248,6 +284,20 @@ impl Scheduler {
             budget -= n_rows;
             if n_rows > 0 {
                 self.push_rows(seq_idx, n_rows);
+            }
+        }
+    }
+
+    /// Gives each prompt that is scored no more rows than its share of the outputs that are left, when every other prompt has
+    /// the one that it may need.
+    fn cap_scored(&mut self) {
+        let Self { running, prompts, limits, batch, .. } = self;
+        let n_scored = prompts.iter().filter(|(_, seq_idx)| running[*seq_idx].is_scored()).count();
+        // Each sequence, running or read, has its output: there are no more of them than outputs.
+        let spare = limits.max_outputs - batch.sample_rows.len() - prompts.len();
+        for (wanted, seq_idx) in prompts {
+            if running[*seq_idx].is_scored() {
+                *wanted = (*wanted).min(1 + spare / n_scored);
             }
         }
     }
@@ -284,8 +334,15 @@ impl Scheduler {
                 Err(format!("the executor chose {} tokens for {n_samples} rows", choices.len()))
             }
             StepOutput::Chosen(choices) => {
-                match choices.iter().find_map(|c| c.id.ok().filter(|&id| id as usize >= n_vocab)) {
-                    Some(id) => Err(format!("the executor chose token {id}, the vocabulary has {n_vocab}")),
+                if let Some(id) = choices.iter().find_map(|c| c.id.ok().filter(|&id| id as usize >= n_vocab)) {
+                    return Err(format!("the executor chose token {id}, the vocabulary has {n_vocab}"));
+                }
+                let scored = |(choice, sample): (&Choice, &SampleSpec)| {
+                    let (id, given) = (choice.id.ok()?, sample.given?);
+                    (id != given || choice.logprobs.is_none()).then_some((id, given))
+                };
+                match choices.iter().zip(&self.batch.samples).find_map(scored) {
+                    Some((id, given)) => Err(format!("the executor did not score token {given}, it chose {id}")),
                     None => Ok(()),
                 }
             }
@@ -308,33 +365,47 @@ impl Scheduler {
         let sequence = &mut self.running[seq_idx];
         let start = sequence.n_computed;
         let end = start + n_rows;
-        let samples = end == sequence.tokens.len();
+        let samples = end == sequence.tokens.len() && sequence.max_generated > 0;
         sequence.take_blocks_to(end, &mut self.pool, &self.limits);
-        self.batch.push(sequence.role(), &sequence.tokens[start..end], start as u32, &sequence.blocks, samples);
-        if samples {
-            self.batch.sample_with(&sequence.sample_request());
+        let first_row = self.batch.n_tokens();
+        self.batch.push(sequence.role(), &sequence.tokens[start..end], start as u32, &sequence.blocks, false);
+        let mut n_scored = 0;
+        while n_scored < n_rows
+            && let Some(request) = sequence.score_request(start + n_scored + 1)
+        {
+            self.batch.sample_row(first_row + n_scored, &request);
+            n_scored += 1;
         }
-        self.planned.push(Planned { seq_idx, n_rows, samples });
+        if samples {
+            self.batch.sample_row(first_row + n_rows - 1, &sequence.sample_request());
+        }
+        self.planned.push(Planned { seq_idx, n_rows, n_scored, samples });
+    }
+
+    /// Counts a sequence's prompt as read.
+    fn count_prompt(&mut self, seq_idx: usize) {
+        let sequence = &self.running[seq_idx];
+        self.totals.prompt_tokens += sequence.n_prompt() as u64;
+        self.totals.cached_tokens += sequence.n_cached as u64;
     }
 
     /// Takes a sequence's next token. If that is its last, it is marked as ended.
     fn take(&mut self, seq_idx: usize, choice: Choice, now: Instant, events: &mut Events) {
+        if choice.id.is_ok() && self.running[seq_idx].n_generated() == 0 {
+            self.count_prompt(seq_idx);
+        }
         let sequence = &mut self.running[seq_idx];
         let last = match choice.id {
             Err(fault) => Some(failed(FailureKind::Internal, &fault.to_string())),
             Ok(id) => {
-                if sequence.n_generated() == 0 {
-                    self.totals.prompt_tokens += sequence.n_prompt() as u64;
-                    self.totals.cached_tokens += sequence.n_cached as u64;
-                }
                 if sequence.request.end_tokens.contains(&id) {
-                    Some(Event::Finished(sequence.finished(EndReason::EndToken(id), now)))
+                    Some(Event::Finished(sequence.finished(EndReason::EndToken(id), choice.logprobs, now)))
                 } else {
                     self.totals.generation_tokens += 1;
                     events.push((sequence.id, Event::Token(Token { id, logprobs: choice.logprobs })));
                     let is_last = sequence.push_token(id, now);
                     if is_last {
-                        Some(Event::Finished(sequence.finished(EndReason::MaxTokens, now)))
+                        Some(Event::Finished(sequence.finished(EndReason::MaxTokens, None, now)))
                     } else {
                         let advanced = sequence.advance_constraint(id);
                         advanced.err().map(|error| failed(FailureKind::Internal, &error.to_string()))
@@ -343,10 +414,16 @@ impl Scheduler {
             }
         };
         if let Some(last) = last {
-            sequence.ended = true;
-            sequence.give_back(&mut self.pool);
-            events.push((sequence.id, last));
+            self.end_in_step(seq_idx, last, events);
         }
+    }
+
+    /// Marks a sequence of the step at hand as ended.
+    fn end_in_step(&mut self, seq_idx: usize, last: Event, events: &mut Events) {
+        let sequence = &mut self.running[seq_idx];
+        sequence.ended = true;
+        sequence.give_back(&mut self.pool);
+        events.push((sequence.id, last));
     }
 
     fn end(&mut self, seq_idx: usize, last: Event, events: &mut Events) {

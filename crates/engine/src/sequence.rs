@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use transformer::{BlockId, Role, SampleRequest, TokenCount, TokenId};
+use transformer::{BlockId, Role, SampleRequest, Sampling, TokenCount, TokenId, TokenLogprobs};
 
 use crate::blocks::BlockPool;
 use crate::constraint::{Constrained, ConstraintError};
@@ -28,7 +28,7 @@ pub(crate) struct Sequence {
     history: Vec<TokenCount>,
     /// Taken out of `request` by [`Sequence::constrain`].
     constrained: Option<Constrained>,
-    max_generated: usize,
+    pub(crate) max_generated: usize,
     /// Blocks that hold positions `0..`, in order.
     pub(crate) blocks: Vec<BlockId>,
     /// Blocks promised by the pool and not taken yet.
@@ -114,22 +114,25 @@ impl Sequence {
         }
     }
 
-    /// The tokens of the next block, if the sequence stands at its beginning and another's block could serve.
+    /// The tokens of the next block, if the sequence stands at its beginning and another's block could serve. It never does for
+    /// a prompt that is scored: the outputs of every row are wanted, and a cache has none.
     pub(crate) fn next_shareable(&self, limits: &Limits) -> Option<&[TokenId]> {
         let start = self.n_registered * limits.block_tokens;
         let end = start + limits.block_tokens;
         (limits.prefix_reuse
+            && !self.is_scored()
             && self.n_computed == start
             && self.n_computed == self.blocks.len() * limits.block_tokens
             && end < self.n_prompt())
         .then(|| &self.tokens[start..end])
     }
 
-    /// Whether this sequence is computing the very block that `next` holds after `node`.
+    /// Whether this sequence is computing the very block that `next` holds after `node`, and is worth waiting for: a prompt that
+    /// is scored is read in small pieces.
     pub(crate) fn is_computing(&self, node: NodeId, next: &[TokenId], limits: &Limits) -> bool {
         let start = self.n_registered * limits.block_tokens;
         let end = start + limits.block_tokens;
-        self.node == node && end <= self.n_shareable(limits) && self.tokens[start..end] == *next
+        !self.is_scored() && self.node == node && end <= self.n_shareable(limits) && self.tokens[start..end] == *next
     }
 
     /// The node of the blocks registered so far.
@@ -181,6 +184,22 @@ impl Sequence {
         self.tokens.len() - self.n_computed
     }
 
+    /// Whether the log-probabilities of the prompt's tokens are wanted.
+    pub(crate) fn is_scored(&self) -> bool {
+        self.request.n_prompt_logprobs.is_some()
+    }
+
+    /// The prompt's token at `position`, if the request wants its log-probabilities: how to ask for them after the one before.
+    pub(crate) fn score_request(&self, position: usize) -> Option<SampleRequest<'static>> {
+        let n_logprobs = self.request.n_prompt_logprobs?;
+        let &given = self.request.prompt.get(position)?;
+        Some(SampleRequest {
+            n_logprobs: Some(n_logprobs),
+            given: Some(given),
+            ..SampleRequest::new(&Sampling::GREEDY, 0)
+        })
+    }
+
     pub(crate) fn role(&self) -> Role {
         if self.n_computed < self.n_prompt() { Role::Prompt } else { Role::Generated }
     }
@@ -210,6 +229,7 @@ impl Sequence {
             logit_bias: &self.request.logit_bias,
             mask: self.constrained.as_ref().map_or(&[], |constrained| constrained.mask().words()),
             n_logprobs: self.request.n_logprobs,
+            given: None,
         }
     }
 
@@ -226,10 +246,11 @@ impl Sequence {
         self.n_generated() == self.max_generated
     }
 
-    pub(crate) fn finished(&self, reason: EndReason, now: Instant) -> Finished {
+    pub(crate) fn finished(&self, reason: EndReason, end_logprobs: Option<TokenLogprobs>, now: Instant) -> Finished {
         let first_token = self.first_token.unwrap_or(now);
         Finished {
             reason,
+            end_logprobs,
             n_generated: self.n_generated(),
             n_cached: self.n_cached,
             timings: Timings {

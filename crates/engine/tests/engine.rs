@@ -27,6 +27,7 @@ fn greedy(prompt: &[TokenId], max_tokens: usize) -> Request {
         constraint: None,
         seed: 1,
         n_logprobs: None,
+        n_prompt_logprobs: None,
     }
 }
 
@@ -128,7 +129,7 @@ fn requests_submitted_together_are_taken_together_or_not_at_all() {
     let several = |n| (0..n).map(|i| greedy(&[i], 1)).collect::<Vec<_>>();
     assert_eq!(engine.submit_all(several(3)).unwrap_err(), SubmitError::QueueFull { waiting: 0, limit: 1 });
     assert_eq!(engine.submit_all(several(4)).unwrap_err(), SubmitError::TooMany { n_requests: 4, limit: 3 });
-    let with_a_bad_one = vec![greedy(&[1], 1), greedy(&[1], 0)];
+    let with_a_bad_one = vec![greedy(&[1], 1), greedy(&[], 1)];
     assert!(matches!(engine.submit_all(with_a_bad_one).unwrap_err(), SubmitError::Invalid(_)));
     assert_eq!(engine.snapshot().waiting + engine.snapshot().running, 1, "nothing is left of what was refused");
     let jobs = engine.submit_all(several(2)).unwrap();

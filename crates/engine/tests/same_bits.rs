@@ -1,5 +1,6 @@
 //! A request's tokens and log-probabilities are the same bits whatever the worker is doing: alone or in a batch of 8, with
-//! and without prefix reuse, over a generated answer too, whatever the chunks and the threads.
+//! and without prefix reuse, over a generated answer too, whatever the chunks and the threads. So are those of its prompt's
+//! tokens, and they are what each beginning of the prompt says of the token that follows.
 //!
 //! One suite, mounted on the executor without a model and on the haiku model.
 
@@ -7,7 +8,7 @@ use std::time::Instant;
 
 use engine::{
     Constraint, ConstraintError, Engine, EngineConfig, EngineHandle, Event, Job, Progress, Request, Sampling, Token,
-    TokenMask,
+    TokenLogprobs, TokenMask,
 };
 use test_support::fake_executor::{FakeConfig, FakeExecutor};
 use transformer::cpu::{CpuExecutor, CpuOptions};
@@ -46,7 +47,7 @@ struct Ask {
 
 impl Ask {
     fn request(&self) -> Request {
-        let Request { max_tokens, seed, n_logprobs, .. } = self.request;
+        let Request { max_tokens, seed, n_logprobs, n_prompt_logprobs, .. } = self.request;
         Request {
             prompt: self.request.prompt.clone(),
             max_tokens,
@@ -56,6 +57,7 @@ impl Ask {
             constraint: self.is_constrained.then(|| Box::new(EveryThird(0)) as Box<dyn Constraint>),
             seed,
             n_logprobs,
+            n_prompt_logprobs,
         }
     }
 }
@@ -85,6 +87,8 @@ fn requests(text: &[TokenId]) -> Vec<Ask> {
                 constraint: None,
                 seed: i as u64,
                 n_logprobs: Some(5),
+                // Three prompts are scored: one that begins like others do, one that does not, one of a single token.
+                n_prompt_logprobs: [1, 2, 5].contains(&i).then_some(3),
             };
             Ask { request, is_constrained: [0, 2, 5, 7].contains(&i) }
         })
@@ -96,29 +100,67 @@ fn start(executor: Box<dyn Executor>, max_chunk_tokens: usize, prefix_reuse: boo
     Engine::start(executor, config, Instant::now)
 }
 
-/// An answer, and how much of its prompt came from the cache.
-fn answer(mut job: Job) -> (Vec<Token>, usize) {
-    let mut tokens = Vec::new();
+/// What the worker says to a request.
+#[derive(Default)]
+struct Answer {
+    /// Of the prompt's tokens, but the first.
+    scores: Vec<TokenLogprobs>,
+    tokens: Vec<Token>,
+    /// How much of the prompt came from the cache.
+    n_cached: usize,
+}
+
+fn answer(mut job: Job) -> Answer {
+    let mut answer = Answer::default();
     loop {
         match job.blocking_recv() {
-            Some(Event::Token(token)) => tokens.push(token),
-            Some(Event::Finished(finished)) => return (tokens, finished.n_cached),
+            Some(Event::PromptLogprobs(scores)) => answer.scores.extend(scores),
+            Some(Event::Token(token)) => answer.tokens.push(token),
+            Some(Event::Finished(finished)) => return Answer { n_cached: finished.n_cached, ..answer },
             Some(Event::Admitted { .. }) => {}
             other => panic!("{other:?}"),
         }
     }
 }
 
-fn assert_same(got: &[Token], expected: &[Token], what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+fn bits(logprobs: &TokenLogprobs) -> (u32, Vec<(TokenId, u32)>) {
+    let top = logprobs.top.iter().map(|l| (l.id, l.logprob.to_bits()));
+    (logprobs.logprob.to_bits(), top.collect())
+}
+
+fn assert_same(got: &Answer, expected: &Answer, what: &str) {
+    assert_eq!(got.scores.len(), expected.scores.len(), "{what}");
+    for (i, (got, expected)) in got.scores.iter().zip(&expected.scores).enumerate() {
+        assert_eq!(bits(got), bits(expected), "{what}: log-probabilities of prompt token {}", i + 1);
+    }
+    assert_eq!(got.tokens.len(), expected.tokens.len(), "{what}");
+    for (i, (got, expected)) in got.tokens.iter().zip(&expected.tokens).enumerate() {
         assert_eq!(got.id, expected.id, "{what}: token {i}");
-        let bits = |t: &Token| {
-            let logprobs = t.logprobs.as_ref().expect("was asked for");
-            let top = logprobs.top.iter().map(|l| (l.id, l.logprob.to_bits()));
-            (logprobs.logprob.to_bits(), top.collect::<Vec<_>>())
+        let of = |t: &Token| bits(t.logprobs.as_ref().expect("was asked for"));
+        assert_eq!(of(got), of(expected), "{what}: log-probabilities of token {i}");
+    }
+}
+
+/// Each score is what a worker of its own says of that token when the prompt's beginning is all there is, and a bias leaves no
+/// other choice.
+fn check_scores(make: Make<'_>, ask: &Ask, expected: &Answer) {
+    let prompt = &ask.request.prompt;
+    assert_eq!(expected.scores.len(), prompt.len() - 1);
+    let engine = start(make(1), usize::MAX, false);
+    for (i, score) in expected.scores.iter().enumerate() {
+        let forced = Request {
+            prompt: prompt[..=i].into(),
+            max_tokens: 1,
+            end_tokens: [].into(),
+            sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+            logit_bias: vec![(prompt[i + 1], 100.0)],
+            n_logprobs: Some(3),
+            n_prompt_logprobs: None,
+            ..ask.request()
         };
-        assert_eq!(bits(got), bits(expected), "{what}: log-probabilities of token {i}");
+        let forced = answer(engine.submit(Request { constraint: None, ..forced }).unwrap()).tokens;
+        assert_eq!(forced[0].id, prompt[i + 1]);
+        assert_eq!(bits(forced[0].logprobs.as_ref().unwrap()), bits(score), "prompt token {}", i + 1);
     }
 }
 
@@ -127,9 +169,12 @@ fn check_all(make: Make<'_>, text: &[TokenId], thread_counts: &[usize]) {
     // The reference: each request on a worker of its own that reads its prompt at once and reuses nothing.
     let expected: Vec<_> = requests
         .iter()
-        .map(|request| answer(start(make(1), usize::MAX, false).submit(request.request()).unwrap()).0)
+        .map(|request| answer(start(make(1), usize::MAX, false).submit(request.request()).unwrap()))
         .collect();
-    let second_turn = second_turn(make, &requests[3], &expected[3]);
+    for i in [1, 2, 5] {
+        check_scores(make, &requests[i], &expected[i]);
+    }
+    let second_turn = second_turn(make, &requests[3], &expected[3].tokens);
     for &n_threads in thread_counts {
         for chunk in CHUNKS {
             for prefix_reuse in [false, true] {
@@ -138,38 +183,38 @@ fn check_all(make: Make<'_>, text: &[TokenId], thread_counts: &[usize]) {
                 let engine = start(make(n_threads), chunk, prefix_reuse);
                 check_alone(&engine, &requests, &expected, &what);
                 check_together(&engine, &requests, &expected, &what);
-                let (tokens, n_cached) = answer(engine.submit(second_turn.0.request()).unwrap());
-                assert_same(&tokens, &second_turn.1, &format!("second turn, {what}"));
+                let answer = answer(engine.submit(second_turn.0.request()).unwrap());
+                assert_same(&answer, &second_turn.1, &format!("second turn, {what}"));
                 // 90 prompt tokens and 11 of the 12 generated have slots: 6 full blocks of 16, the last partly generated.
-                assert_eq!(n_cached, if prefix_reuse { 96 } else { 0 }, "{what}");
+                assert_eq!(answer.n_cached, if prefix_reuse { 96 } else { 0 }, "{what}");
             }
         }
     }
 }
 
-fn check_alone(engine: &EngineHandle, requests: &[Ask], expected: &[Vec<Token>], what: &str) {
+fn check_alone(engine: &EngineHandle, requests: &[Ask], expected: &[Answer], what: &str) {
     for (i, request) in requests.iter().enumerate() {
-        let (tokens, _) = answer(engine.submit(request.request()).unwrap());
-        assert_same(&tokens, &expected[i], &format!("request {i} alone, {what}"));
+        let answer = answer(engine.submit(request.request()).unwrap());
+        assert_same(&answer, &expected[i], &format!("request {i} alone, {what}"));
     }
 }
 
-fn check_together(engine: &EngineHandle, requests: &[Ask], expected: &[Vec<Token>], what: &str) {
+fn check_together(engine: &EngineHandle, requests: &[Ask], expected: &[Answer], what: &str) {
     let jobs: Vec<_> = requests.iter().map(|request| engine.submit(request.request()).unwrap()).collect();
     for (i, job) in jobs.into_iter().enumerate() {
-        assert_same(&answer(job).0, &expected[i], &format!("request {i} of 8, {what}"));
+        assert_same(&answer(job), &expected[i], &format!("request {i} of 8, {what}"));
     }
 }
 
 /// The second turn of a chat (prompt, generated answer and a few words more) and its answer on a fresh worker.
-fn second_turn(make: Make<'_>, first: &Ask, generated: &[Token]) -> (Ask, Vec<Token>) {
+fn second_turn(make: Make<'_>, first: &Ask, generated: &[Token]) -> (Ask, Answer) {
     let ids = generated.iter().map(|t| t.id);
     let prompt: Vec<_> =
         first.request.prompt.iter().copied().chain(ids).chain(first.request.prompt[..5].iter().copied()).collect();
     let request = Request { prompt: prompt.into(), ..first.request() };
     let second = Ask { request, is_constrained: first.is_constrained };
-    let (tokens, _) = answer(start(make(1), usize::MAX, false).submit(second.request()).unwrap());
-    (second, tokens)
+    let answer = answer(start(make(1), usize::MAX, false).submit(second.request()).unwrap());
+    (second, answer)
 }
 
 #[test]

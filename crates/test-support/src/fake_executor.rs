@@ -303,8 +303,12 @@ impl FakeExecutor {
         if batch.positions.len() != n || batch.tokens.iter().any(|&t| t as usize >= info.n_vocab) {
             return Err("positions or tokens are out of range".into());
         }
+        let n_samples = batch.sample_rows.len();
         if batch.sample_rows.iter().any(|&r| r >= n) || !batch.sample_rows.is_sorted_by(|a, b| a < b) {
             return Err(format!("sample rows {:?}", batch.sample_rows));
+        }
+        if n_samples > info.max_seqs || ![0, n_samples].contains(&batch.samples.len()) {
+            return Err(format!("{n_samples} sample rows, {} of them described", batch.samples.len()));
         }
         let mut next_row = 0;
         let mut written = HashSet::new();

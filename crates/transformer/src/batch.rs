@@ -107,6 +107,21 @@ impl Batch {
     pub fn sample_with(&mut self, request: &SampleRequest<'_>) {
         debug_assert_eq!(self.sample_rows.last(), self.tokens.len().checked_sub(1).as_ref());
         let position = self.positions.last().map_or(0, |&last| u64::from(last) + 1);
+        self.add_sample(position, request);
+    }
+
+    /// Wants what comes after `row` too, of the segment that was pushed last without `sample`, and says how to choose it. Rows
+    /// ascend.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn sample_row(&mut self, row: usize, request: &SampleRequest<'_>) {
+        debug_assert!(self.sample_rows.last().is_none_or(|&last| last < row));
+        self.sample_rows.push(row);
+        self.add_sample(u64::from(self.positions[row]) + 1, request);
+    }
+
+    fn add_sample(&mut self, position: u64, request: &SampleRequest<'_>) {
         self.samples.push(SampleSpec {
             sampling: request.sampling.clone(),
             seed: request.seed,
@@ -115,6 +130,7 @@ impl Batch {
             logit_bias: append(&mut self.logit_bias, request.logit_bias),
             mask: append(&mut self.masks, request.mask),
             n_logprobs: request.n_logprobs,
+            given: request.given,
         });
     }
 
@@ -131,6 +147,7 @@ impl Batch {
             logit_bias: &self.logit_bias[spec.logit_bias.clone()],
             mask: &self.masks[spec.mask.clone()],
             n_logprobs: spec.n_logprobs,
+            given: spec.given,
         }
     }
 }

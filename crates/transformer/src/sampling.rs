@@ -32,6 +32,17 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// The most likely token, and nothing that changes which one that is.
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+    };
+
     /// Whether what was generated before has a say: whether [`SampleRequest::history`] is read.
     pub fn penalizes(&self) -> bool {
         self.repetition_penalty != 1.0 || self.penalizes_by_count()
@@ -45,15 +56,7 @@ impl Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-        }
+        Self { temperature: 1.0, ..Self::GREEDY }
     }
 }
 
@@ -88,12 +91,15 @@ pub struct SampleRequest<'a> {
     /// `Some(n)`: the log-probability of the choice and of the `n` most likely tokens are wanted; at most
     /// [`MAX_LOGPROBS`].
     pub n_logprobs: Option<usize>,
+    /// The token is known, as a prompt's are, and this is it: no other is chosen, whatever the settings say. Only its
+    /// log-probabilities are of interest. There is a mask or this, not both.
+    pub given: Option<TokenId>,
 }
 
 impl<'a> SampleRequest<'a> {
-    /// By `sampling` and `seed` alone: nothing was generated before, nothing is biased, masked or reported.
+    /// By `sampling` and `seed` alone: nothing was generated before, nothing is biased, masked, reported or given.
     pub fn new(sampling: &'a Sampling, seed: u64) -> Self {
-        Self { sampling, seed, history: &[], logit_bias: &[], mask: &[], n_logprobs: None }
+        Self { sampling, seed, history: &[], logit_bias: &[], mask: &[], n_logprobs: None, given: None }
     }
 }
 
@@ -115,6 +121,8 @@ pub struct SampleSpec {
     pub mask: Range<usize>,
     /// [`SampleRequest::n_logprobs`].
     pub n_logprobs: Option<usize>,
+    /// [`SampleRequest::given`].
+    pub given: Option<TokenId>,
 }
 
 /// What was chosen after one row.
@@ -126,7 +134,7 @@ pub struct Choice {
     pub logprobs: Option<TokenLogprobs>,
 }
 
-/// A row of logits that cannot be sampled from.
+/// A row of logits that cannot be sampled from, or one in which the token that was given has no finite logit.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[error("the logits have no finite maximum (it is {maximum}): the model's arithmetic has failed")]
 pub struct RowFault {
@@ -143,10 +151,10 @@ pub struct Logprob {
     pub logprob: f32,
 }
 
-/// Log-probabilities at one generated position.
+/// Log-probabilities at one position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
-    /// Of the chosen token.
+    /// Of the token that was chosen, or given.
     pub logprob: f32,
     /// The most likely tokens, best first, ties by id.
     pub top: Vec<Logprob>,

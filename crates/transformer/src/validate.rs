@@ -84,7 +84,13 @@ fn validate_sample(batch: &Batch, i: usize, sample: &SampleSpec, info: &Executor
     if let Some(n) = sample.n_logprobs.filter(|&n| n > MAX_LOGPROBS) {
         return invalid(format!("sample {i}: {n} log-probabilities, the most is {MAX_LOGPROBS}"));
     }
-    Ok(())
+    match sample.given {
+        Some(id) if id as usize >= info.n_vocab => {
+            invalid(format!("sample {i}: token {id} is given, the vocabulary has {}", info.n_vocab))
+        }
+        Some(id) if !mask.is_empty() => invalid(format!("sample {i}: token {id} is given, and there is a mask")),
+        _ => Ok(()),
+    }
 }
 
 fn validate_segment(batch: &Batch, i: usize, segment: &Segment, info: &ExecutorInfo) -> Result<(), ExecutorError> {

@@ -136,6 +136,7 @@ pub(crate) async fn stream(
         constraint: None,
         seed,
         n_logprobs: None,
+        n_prompt_logprobs: None,
     };
     let began = Instant::now();
     let mut job = engine.submit(request)?;
@@ -148,7 +149,7 @@ pub(crate) async fn stream(
             event = job.recv() => event.context("the engine ended without an answer")?,
         };
         match event {
-            Event::Admitted { .. } => {}
+            Event::Admitted { .. } | Event::PromptLogprobs(_) => {}
             Event::Token(token) => {
                 last = Instant::now();
                 first.get_or_insert(last);

@@ -10,7 +10,7 @@ use transformer::{Executor, ExecutorInfo, RowFault, TokenId};
 use super::*;
 use crate::constraint::{Constraint, ConstraintError, Progress, TokenMask};
 use crate::limits::EngineConfig;
-use crate::request::Sampling;
+use crate::request::{Sampling, TokenLogprobs};
 
 /// Scheduler, executor and a clock that ticks once a step.
 struct Rig {
@@ -116,6 +116,7 @@ fn greedy(prompt: &[TokenId], max_tokens: usize) -> Request {
         constraint: None,
         seed: 1,
         n_logprobs: None,
+        n_prompt_logprobs: None,
     }
 }
 
@@ -177,7 +178,7 @@ struct Ask {
 
 impl Ask {
     fn request(&self) -> Request {
-        let Request { max_tokens, seed, n_logprobs, .. } = self.request;
+        let Request { max_tokens, seed, n_logprobs, n_prompt_logprobs, .. } = self.request;
         Request {
             prompt: self.request.prompt.clone(),
             max_tokens,
@@ -187,6 +188,7 @@ impl Ask {
             constraint: self.rule.and_then(Rule::constraint),
             seed,
             n_logprobs,
+            n_prompt_logprobs,
         }
     }
 }
@@ -237,10 +239,11 @@ fn error_texts() {
     let faulty = [
         greedy(&[], 1),
         greedy(&[3, 256], 1),
-        greedy(&[1], 0),
+        greedy(&[1; 65], 0),
         greedy(&[1; 64], 1),
         greedy(&[1; 30], 4),
         Request { n_logprobs: Some(21), ..greedy(&[1], 1) },
+        Request { n_prompt_logprobs: Some(22), ..greedy(&[1], 1) },
         sampling(|s| s.temperature = f32::NAN),
         sampling(|s| s.temperature = -1.0),
         sampling(|s| s.repetition_penalty = 0.0),
@@ -459,6 +462,139 @@ fn logits_of_the_wrong_size_fail_the_step() {
     rig.run();
 }
 
+fn scored(prompt: &[TokenId], max_tokens: usize) -> Request {
+    Request { n_logprobs: Some(2), n_prompt_logprobs: Some(2), ..greedy(prompt, max_tokens) }
+}
+
+impl Rig {
+    fn scores(&self, id: JobId) -> Vec<TokenLogprobs> {
+        let of_job: Vec<_> = self.events.iter().filter(|(of, _)| *of == id).map(|(_, event)| event).collect();
+        split_scores(&of_job[1..]).0
+    }
+}
+
+#[test]
+fn a_prompts_scores_are_what_each_of_its_beginnings_says_of_the_next_token() {
+    let prompt = text(30, 0);
+    for new in [Rig::new, Rig::sampling_on_the_device] {
+        let mut rig = new(small(64), &EngineConfig { max_chunk_tokens: 7, ..Default::default() });
+        let id = rig.submit(scored(&prompt, 1));
+        rig.run();
+        let scores = rig.scores(id);
+        assert_eq!(scores.len(), 29);
+        for (i, score) in scores.iter().enumerate() {
+            // The same token, this time chosen.
+            let logit_bias = vec![(prompt[i + 1], 100.0)];
+            let forced = rig.submit(Request { n_logprobs: Some(2), logit_bias, ..greedy(&prompt[..=i], 1) });
+            rig.run();
+            let token = rig.events.iter().find_map(|(of, event)| match event {
+                Event::Token(token) if *of == forced => Some(token.clone()),
+                _ => None,
+            });
+            assert_eq!(token, Some(Token { id: prompt[i + 1], logprobs: Some(score.clone()) }));
+        }
+    }
+}
+
+#[test]
+fn scoring_gets_the_outputs_that_streams_and_other_prompts_leave() {
+    let config = EngineConfig { prefix_reuse: false, ..Default::default() };
+    let mut rig = Rig::new(FakeConfig { max_seqs: 7, ..small(128) }, &config);
+    let shape = |n_prompt_rows, n_generated_rows, n_samples| FakeStep { n_prompt_rows, n_generated_rows, n_samples };
+    let id = rig.submit(scored(&text(60, 0), 1));
+    rig.step();
+    assert_eq!(rig.last_step(), shape(7, 0, 7), "as many rows as there are outputs");
+    rig.submit(greedy(&[1], 30));
+    rig.step();
+    assert_eq!(rig.last_step(), shape(7, 0, 7), "one is the other prompt's");
+    rig.submit(greedy(&text(50, 2), 9));
+    rig.submit(scored(&text(60, 3), 0));
+    rig.step();
+    // A stream, 50 rows of a prompt with one output, and 1 + 3 / 2 rows of each prompt that is scored.
+    assert_eq!(rig.last_step(), shape(54, 1, 6));
+    rig.run();
+    assert_eq!(rig.scores(id).len(), 59);
+}
+
+#[test]
+fn a_prompt_is_scored_although_it_is_in_the_cache_and_others_find_it_there() {
+    let mut rig = Rig::new(small(64), &EngineConfig::default());
+    let before = rig.submit(greedy(&text(30, 0), 2));
+    rig.run();
+    let id = rig.submit(scored(&text(30, 0), 2));
+    // Does not wait for blocks that are only being scored.
+    let beside = rig.submit(greedy(&text(30, 0), 2));
+    rig.run();
+    assert_eq!((rig.scores(id).len(), rig.n_cached(id), rig.n_cached(beside)), (29, 0, 28));
+    assert_eq!((rig.tokens(id), rig.tokens(beside)), (rig.tokens(before), rig.tokens(before)));
+    let mut fresh = Rig::new(small(64), &EngineConfig::default());
+    fresh.submit(scored(&text(30, 0), 0));
+    fresh.run();
+    let after = fresh.submit(greedy(&text(30, 0), 2));
+    fresh.run();
+    assert_eq!(fresh.n_cached(after), 28);
+    assert_eq!((fresh.scheduler.totals().prompt_tokens, fresh.scheduler.totals().generation_tokens), (60, 2));
+}
+
+#[test]
+fn a_prompt_that_fills_the_context_is_read_and_scored_where_nothing_follows() {
+    let mut rig = Rig::new(small(16), &EngineConfig::default());
+    let jobs = [scored(&text(64, 0), 0), scored(&[7], 0), greedy(&text(64, 0), 0)].map(|request| rig.submit(request));
+    rig.run();
+    assert_eq!(jobs.map(|id| rig.scores(id).len()), [63, 0, 0]);
+    assert!(jobs.iter().all(|&id| rig.tokens(id).is_empty()));
+    let ends =
+        rig.events.iter().filter(|(_, event)| matches!(event, Event::Finished(f) if f.reason == EndReason::MaxTokens));
+    assert_eq!(ends.count(), 3);
+    assert_eq!(rig.scheduler.totals().prompt_tokens, 64 + 1 + 64);
+}
+
+#[test]
+fn an_answer_that_ends_at_once_tells_how_likely_that_was() {
+    let mut rig = Rig::new(small(16), &EngineConfig::default());
+    rig.control.script(&[1, 2], &[9]);
+    rig.submit(Request { end_tokens: [9].into(), ..scored(&[1, 2], 5) });
+    rig.run();
+    let Some((_, Event::Finished(finished))) = rig.events.last() else { panic!("{:?}", rig.events) };
+    assert_eq!((finished.reason, finished.n_generated), (EndReason::EndToken(9), 0));
+    let logprobs = finished.end_logprobs.as_ref().unwrap();
+    assert_eq!((logprobs.top[0].id, logprobs.top[0].logprob), (9, logprobs.logprob));
+}
+
+#[test]
+fn scoring_that_is_cancelled_or_fails_gives_its_blocks_back() {
+    for fails in [false, true] {
+        let mut rig = Rig::new(small(32), &EngineConfig { max_chunk_tokens: 7, ..Default::default() });
+        let id = rig.submit(scored(&text(60, 0), 3));
+        rig.step();
+        rig.step();
+        assert!(rig.scheduler.pool().n_used() > 0);
+        if fails {
+            rig.control.nan_after(0);
+            rig.step();
+        } else {
+            rig.scheduler.cancel(id, &mut rig.events);
+        }
+        assert_eq!((rig.scheduler.pool().n_used(), rig.scheduler.n_running()), (0, 0));
+        assert!(matches!(rig.events.last(), Some((_, Event::Failed(_)))));
+        assert_eq!(rig.scheduler.totals().prompt_tokens, 0, "it was not read");
+    }
+}
+
+#[test]
+fn an_executor_that_does_not_score_what_it_is_given_fails_the_step() {
+    let logprobs = || Some(TokenLogprobs { logprob: -1.0, top: Vec::new() });
+    for (id, logprobs) in [(3, logprobs()), (2, None)] {
+        let mut rig = Rig::sampling_on_the_device(small(8), &EngineConfig::default());
+        rig.submit(scored(&[1, 2], 0));
+        assert!(rig.scheduler.plan(rig.now, &mut rig.events));
+        let choices = [Choice { id: Ok(id), logprobs }];
+        rig.scheduler.commit(StepOutput::Chosen(&choices), rig.now, &mut rig.events);
+        let Some((_, Event::Failed(failure))) = rig.events.last() else { panic!("{:?}", rig.events) };
+        assert!(failure.message.contains("did not score token 2"), "{failure:?}");
+    }
+}
+
 /// Fails in its own ways.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Bad {
@@ -609,8 +745,9 @@ fn any_ask() -> impl Strategy<Value = Ask> {
     let rule = prop::option::weighted(0.3, any_rule());
     let n_logprobs = prop::option::of(0usize..3);
     // Few different texts, so that beginnings are shared; some end tokens, so that answers end early.
-    (1usize..40, 0..=PERIODIC, 1usize..12, any_sampling(), any_bias(), rule, 0u64..3, n_logprobs, 0u32..40).prop_map(
-        |(n_prompt, salt, max_tokens, sampling, logit_bias, rule, seed, n_logprobs, n_end)| {
+    let n_logprobs = (n_logprobs, prop::option::weighted(0.3, 0usize..3));
+    (1usize..40, 0..=PERIODIC, 0usize..12, any_sampling(), any_bias(), rule, 0u64..3, n_logprobs, 0u32..40).prop_map(
+        |(n_prompt, salt, max_tokens, sampling, logit_bias, rule, seed, (n_logprobs, n_prompt_logprobs), n_end)| {
             let request = Request {
                 prompt: text(n_prompt, salt).into(),
                 max_tokens,
@@ -620,6 +757,7 @@ fn any_ask() -> impl Strategy<Value = Ask> {
                 constraint: None,
                 seed,
                 n_logprobs,
+                n_prompt_logprobs,
             };
             Ask { request, rule }
         },
@@ -638,21 +776,46 @@ fn any_move() -> impl Strategy<Value = Move> {
 }
 
 fn any_setting() -> impl Strategy<Value = (FakeConfig, EngineConfig)> {
-    (1usize..6, 16usize..80, any::<bool>(), 1usize..5, 1usize..40, 1usize..20, any::<bool>()).prop_map(
-        |(block_tokens, n_blocks, roles_bit_equal, max_seqs, max_batch_tokens, max_chunk_tokens, prefix_reuse)| {
-            let fake = FakeConfig { block_tokens, n_blocks, n_ctx: 64, roles_bit_equal, ..FakeConfig::default() };
+    let max_seqs = (1usize..5, 1usize..12);
+    (1usize..6, 16usize..80, any::<bool>(), max_seqs, 1usize..40, 1usize..20, any::<bool>()).prop_map(
+        |(
+            block_tokens,
+            n_blocks,
+            roles_bit_equal,
+            (max_seqs, outputs),
+            max_batch_tokens,
+            max_chunk_tokens,
+            prefix_reuse,
+        )| {
+            let default = FakeConfig::default();
+            let fake = FakeConfig { block_tokens, n_blocks, n_ctx: 64, roles_bit_equal, max_seqs: outputs, ..default };
             (fake, EngineConfig { max_seqs, queue_limit: 0, max_batch_tokens, max_chunk_tokens, prefix_reuse })
         },
     )
 }
 
-/// The request's events on a worker that has never seen another: `Token`s and how it ends.
+/// The request's events on a worker that has never seen another: the prompt's scores in one, `Token`s and how it ends.
 fn alone(fake: &FakeConfig, ask: &Ask) -> Vec<Event> {
     let config = EngineConfig { max_seqs: 1, prefix_reuse: false, ..Default::default() };
     let mut rig = Rig::new(FakeConfig { n_blocks: 64 + fake.n_blocks, ..fake.clone() }, &config);
     rig.submit(ask.request());
     rig.run();
-    rig.events.into_iter().map(|(_, e)| e).filter(|e| !matches!(e, Event::Admitted { .. })).collect()
+    let events: Vec<_> = rig.events.iter().map(|(_, e)| e).filter(|e| !matches!(e, Event::Admitted { .. })).collect();
+    let (scores, rest) = split_scores(&events);
+    std::iter::once(Event::PromptLogprobs(scores)).chain(rest.iter().map(|&event| event.clone())).collect()
+}
+
+/// The scores that come first, put together, and what follows, in which there are none.
+fn split_scores<'a>(events: &'a [&'a Event]) -> (Vec<TokenLogprobs>, &'a [&'a Event]) {
+    let is_scores = |event: &&Event| matches!(event, Event::PromptLogprobs(_));
+    let n = events.iter().take_while(|event| is_scores(event)).count();
+    let (before, rest) = events.split_at(n);
+    assert!(!rest.iter().any(is_scores), "scores come first: {events:?}");
+    let scores = before.iter().flat_map(|event| match event {
+        Event::PromptLogprobs(scores) if !scores.is_empty() => scores.clone(),
+        other => panic!("{other:?}"),
+    });
+    (scores.collect(), rest)
 }
 
 /// Every job's events are a proper story that agrees with the job run alone.
@@ -670,7 +833,14 @@ fn check_story(fake: &FakeConfig, ask: &Ask, events: &[&Event]) {
         }
     };
     let expected = alone(fake, ask);
-    assert!(tokens.iter().zip(&expected).all(|(got, expected)| *got == expected), "{events:?} {expected:?}");
+    let Some((Event::PromptLogprobs(all_scores), expected)) = expected.split_first() else { panic!("{expected:?}") };
+    let (scores, tokens) = split_scores(tokens);
+    assert!(all_scores.starts_with(&scores), "{ask:?}: {scores:?} {all_scores:?}");
+    if !tokens.is_empty() || matches!(last, Event::Finished(_)) {
+        let n_scored = ask.request.n_prompt_logprobs.map_or(0, |_| ask.request.prompt.len() - 1);
+        assert_eq!((scores.len(), all_scores.len()), (n_scored, n_scored));
+    }
+    assert!(tokens.iter().zip(expected).all(|(got, expected)| *got == expected), "{events:?} {expected:?}");
     check_tokens(ask, tokens);
     if let Event::Finished(finished) = last {
         let rule = ask.rule.unwrap_or(Rule::ANY);
@@ -679,6 +849,8 @@ fn check_story(fake: &FakeConfig, ask: &Ask, events: &[&Event]) {
         let Some(Event::Finished(expected_end)) = expected.last() else { panic!("{expected:?}") };
         assert_eq!(tokens.len() + 1, expected.len());
         assert_eq!((finished.reason, finished.n_generated), (expected_end.reason, tokens.len()));
+        assert_eq!(finished.end_logprobs, expected_end.end_logprobs);
+        assert!(ask.request.n_prompt_logprobs.is_none() || finished.n_cached == 0);
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use cuda_sys::sys;
 
-use crate::{Batch, MAX_LOGIT_BIAS, Role, SampleRequest, TokenCount, TokenId, mask_words};
+use crate::{Batch, MAX_LOGIT_BIAS, Role, SampleRequest, Sampling, TokenCount, TokenId, mask_words};
 
 /// Says that a row only pads the batch to the size that a graph was recorded for.
 pub(super) const PADDING: u32 = u32::MAX;
@@ -226,7 +226,8 @@ pub(super) fn lay_out(
     step.used = start..table.start + batch.block_table.len();
 }
 
-/// Lays out sample `i` of a batch that says how its rows are sampled, its settings at `params`.
+/// Lays out sample `i` of a batch that says how its rows are sampled, its settings at `params`. A token that is given is the only
+/// one that its row's mask allows.
 fn lay_out_sample(
     batch: &Batch,
     i: usize,
@@ -239,12 +240,26 @@ fn lay_out_sample(
     if batch.samples.is_empty() {
         return;
     }
-    let request = batch.sample(i);
+    let mut request = batch.sample(i);
+    if request.given.is_some() {
+        request = SampleRequest {
+            n_logprobs: request.n_logprobs,
+            given: request.given,
+            ..SampleRequest::new(&Sampling::GREEDY, 0)
+        };
+    }
     let mut place = NO_MASK;
-    if !request.mask.is_empty() {
+    if request.given.is_some() || !request.mask.is_empty() {
         *n_masks += 1;
         let start = layout.masks().end - *n_masks * layout.mask_words;
-        numbers[start..][..layout.mask_words].copy_from_slice(request.mask);
+        let mask = &mut numbers[start..][..layout.mask_words];
+        match request.given {
+            Some(id) => {
+                mask.fill(0);
+                mask[id as usize / 32] = 1 << (id % 32);
+            }
+            None => mask.copy_from_slice(request.mask),
+        }
         place = (start / layout.mask_words.max(1)) as u32;
     }
     let list = write_list(&request, lists);
@@ -354,7 +369,7 @@ fn tiles(rows: Range<usize>, rows_per_tile: usize, n_before: usize, numbers: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockId, Sampling};
+    use crate::BlockId;
 
     #[test]
     fn roles_go_to_their_parts_and_samples_are_found_again() {
@@ -392,15 +407,7 @@ mod tests {
         assert_eq!(step.used, layout.params().start..layout.block_table().start + 2);
     }
 
-    const GREEDY: Sampling = Sampling {
-        temperature: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-    };
+    const GREEDY: Sampling = Sampling::GREEDY;
 
     /// `changed_start, changed_len, changes_start` and `mask`.
     fn list_and_mask(params: &[u32]) -> ([u32; 3], u32) {
@@ -428,6 +435,32 @@ mod tests {
         assert_eq!(params(layout.params(), 0), 3);
         assert_eq!(params(layout.params(), 1), NO_MASK);
         assert_eq!(params(layout.prompt_params(), 0), 2);
+    }
+
+    #[test]
+    fn a_given_token_is_the_only_one_allowed_whatever_else_is_set() {
+        let odd = Sampling { temperature: 1.5, presence_penalty: 1.0, ..GREEDY };
+        let history = [TokenCount { id: 3, count: 2 }];
+        let mut batch = Batch::default();
+        batch.push(Role::Prompt, &[7, 8, 9], 20, &[BlockId(3), BlockId(1)], false);
+        for (row, id) in [(0, 33), (1, 69)] {
+            let given = SampleRequest { n_logprobs: Some(2), given: Some(id), ..SampleRequest::new(&odd, 5) };
+            batch.sample_row(row, &SampleRequest { history: &history, logit_bias: &[(33, -100.0)], ..given });
+        }
+        batch.sample_row(2, &SampleRequest::new(&odd, 5));
+        assert_eq!(batch.samples.iter().map(|sample| sample.position).collect::<Vec<_>>(), [21, 22, 23]);
+        let layout = Layout::new(16, 4, 8, 32, 70);
+        let (mut numbers, mut step) = (vec![99; layout.len()], Step::default());
+        lay_out(&batch, &layout, |n| n, 2, &mut numbers, &mut step);
+        assert_eq!(numbers[..12], [99, 99, 99, 99, 99, 99, 0, 0, 1 << 5, 0, 1 << 1, 0]);
+        assert_eq!(numbers[layout.prompt_samples()][..3], [0, 1, 2]);
+        let params = |i| &numbers[layout.prompt_params()][i * SAMPLE_WORDS..][..SAMPLE_WORDS];
+        for i in 0..2 {
+            assert_eq!((params(i)[0], params(i)[5]), (0, 2), "greedy, with two log-probabilities");
+            assert_eq!(list_and_mask(params(i)), ([0, 0, NO_CHANGES], 3 - i as u32), "no list");
+        }
+        assert_eq!(list_and_mask(params(2)), ([0, 0, NO_CHANGES], NO_MASK));
+        assert_eq!(params(2)[0], 1.5f32.to_bits());
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn each_broken_rule_is_named() {
     let mut executor = executor(case.bytes(), options(Isa::detect(), KvType::F16));
     let before = executor.forward(&sound()).unwrap().into_logits().to_vec();
     let mut texts = Vec::new();
-    let breaks: [fn(&mut Batch); 33] = [
+    let breaks: [fn(&mut Batch); 35] = [
         |b| b.tokens[1] = 97,
         |b| b.tokens[0] = u32::MAX,
         |b| b.positions[1] = 7,
@@ -94,6 +94,14 @@ fn each_broken_rule_is_named() {
         |b| {
             bias_both(b, &[], &[0; 4]);
             b.samples[0].mask = std::ops::Range { start: 1, end: 0 };
+        },
+        |b| {
+            sample_both(b, &[4], Some(1));
+            b.samples[1].given = Some(97);
+        },
+        |b| {
+            bias_both(b, &[], &[0; 4]);
+            b.samples[0].given = Some(4);
         },
     ];
     for break_it in breaks {
