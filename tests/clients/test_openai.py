@@ -134,6 +134,41 @@ class Completions(unittest.TestCase):
             self.assertEqual(top[token], logprob)
             self.assertTrue(choice.text[offset:].startswith(token))
 
+    def test_an_echoed_prompt_comes_with_its_log_probabilities(self):
+        for max_tokens in (0, 1, 5):
+            answer = complete(echo=True, logprobs=2, max_tokens=max_tokens)
+            choice, usage = answer.choices[0], answer.usage
+            lists = choice.logprobs
+            self.assertTrue(choice.text.startswith(PROMPT))
+            self.assertEqual("".join(lists.tokens[: usage.prompt_tokens]), PROMPT)
+            self.assertEqual((lists.token_logprobs[0], lists.top_logprobs[0]), (None, None))
+            rows = zip(lists.tokens, lists.token_logprobs, lists.top_logprobs, lists.text_offset, strict=True)
+            for token, logprob, top, offset in list(rows)[1:]:
+                self.assertEqual(top[token], logprob)
+                self.assertIn(len(top), (2, 3))
+                self.assertTrue(choice.text[offset:].startswith(token))
+            chunks = list(complete(echo=True, logprobs=2, max_tokens=max_tokens, stream=True))
+            streamed = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+            self.assertEqual([t for part in streamed for t in part.tokens], lists.tokens)
+            self.assertEqual([x for part in streamed for x in part.token_logprobs], lists.token_logprobs)
+            self.assertEqual("".join(chunk.choices[0].text for chunk in chunks), choice.text)
+
+    def test_a_continuations_likelihood_is_what_a_harness_makes_of_the_echo(self):
+        # As lm-eval's loglikelihood does it: context and continuation as ids, one token too many, its entry cut off.
+        context, continuation = [283, 257, 275, 277], [870, 1145, 305]
+        likelihoods = []
+        for max_tokens, end in ((1, -1), (0, None)):
+            answer = complete(prompt=[context + continuation], echo=True, logprobs=1, max_tokens=max_tokens)
+            lists = answer.choices[0].logprobs
+            likelihoods.append(lists.token_logprobs[len(context) : end])
+        self.assertEqual(likelihoods[0], likelihoods[1])
+        self.assertEqual(len(likelihoods[0]), len(continuation))
+        # Each is what the tokens before it say of it.
+        for i, logprob in enumerate(likelihoods[0]):
+            before = context + continuation[:i]
+            top = complete(prompt=before, max_tokens=1, logprobs=1, logit_bias={str(continuation[i]): 100}).choices[0].logprobs
+            self.assertEqual(top.token_logprobs, [logprob])
+
     def test_penalties_and_biases_change_the_answer(self):
         def tokens(**settings):
             answer = complete(max_tokens=60, logprobs=0, extra_body={"ignore_eos": True}, **settings)

@@ -142,20 +142,25 @@ impl Tokenizer {
 
     /// [`decode`](Self::decode), with control tokens written out if `show_special`.
     pub fn decode_with(&self, ids: &[TokenId], show_special: bool) -> String {
-        self.stream_with(show_special, true).push_all(ids)
+        self.stream_with(show_special).push_all(ids)
     }
 
     /// A decoder that takes ids one at a time; what it gives, joined, is [`decode`](Self::decode) of all of them.
     pub fn stream(&self) -> StreamDecoder {
-        self.stream_with(false, true)
+        self.stream_with(false)
+    }
+
+    /// [`stream`](Self::stream), with control tokens written out if `show_special`.
+    pub fn stream_with(&self, show_special: bool) -> StreamDecoder {
+        self.decoder(show_special, true)
     }
 
     /// [`stream`](Self::stream) for ids that continue a text: a space in front belongs to the text and stays.
     pub fn stream_continuation(&self) -> StreamDecoder {
-        self.stream_with(false, false)
+        self.decoder(false, false)
     }
 
-    fn stream_with(&self, show_special: bool, begins: bool) -> StreamDecoder {
+    fn decoder(&self, show_special: bool, begins: bool) -> StreamDecoder {
         let strips = matches!(&self.inner.kind, Kind::Spm(spm) if begins && spm.adds_space_prefix());
         StreamDecoder::new(self.clone(), show_special, strips)
     }

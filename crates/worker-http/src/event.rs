@@ -15,6 +15,10 @@ use crate::sse;
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Event {
     Started(Started),
+    /// Log-probabilities of the prompt's next tokens, from its second on; they come before the first `Token`. For routes that
+    /// ask for them, which write them in their own forms.
+    #[serde(skip)]
+    PromptLogprobs(Vec<engine::TokenLogprobs>),
     Token(TokenEvent),
     Metrics(JobMetrics),
     End(End),
@@ -83,6 +87,9 @@ pub(crate) struct End {
     /// was begun.
     #[serde(skip)]
     pub(crate) n_cached: usize,
+    /// The end token that the model chose, where its log-probabilities were asked for; for routes that report it.
+    #[serde(skip)]
+    pub(crate) end_token: Option<(u32, engine::TokenLogprobs)>,
 }
 
 /// Why an answer is complete.
@@ -120,6 +127,7 @@ impl Event {
     fn name(&self) -> &'static str {
         match self {
             Self::Started(_) => "started",
+            Self::PromptLogprobs(_) => "prompt_logprobs",
             Self::Token(_) => "token",
             Self::Metrics(_) => "metrics",
             Self::End(_) => "end",
@@ -166,6 +174,7 @@ mod tests {
                 stop_reason: StopReason::StopSequence,
                 stop_sequence_matched: Some("\n\n".into()),
                 n_cached: 1,
+                end_token: None,
             }),
             Event::Error(ApiError::new(ErrorCode::VramOom, "out of device memory").into()),
         ];

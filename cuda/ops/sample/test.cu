@@ -456,6 +456,29 @@ TEST(sample_most_likely_tokens_come_in_order) {
     }
 }
 
+TEST(sample_the_only_token_allowed_is_scored_by_the_models_own_softmax) {
+    Random random(14);
+    for (uint32_t n_vocab : kVocabs) {
+        Rows rows;
+        std::vector<uint32_t> only;
+        for (uint32_t i = 0; i < 24; i++) {
+            const uint32_t ids[] = {0, n_vocab - 1, n_vocab / 2, std::min(n_vocab - 1, 2047u), random.below(n_vocab)};
+            only.push_back(ids[i % 5]);
+            orcd_sample_params p = plain(0.0f);
+            p.n_logprobs = i % 4 == 3 ? 20 : i % 4;
+            std::vector<float> row = random.normals(n_vocab, 3.0f);
+            // Seldom the most likely; at times all but impossible.
+            if (i % 6 == 0) row[only.back()] = -200.0f;
+            rows.add(row, p);
+            rows.allow({only.back()});
+        }
+        check_all(rows, "given");
+        const std::vector<orcd_sample_choice> choices = sample(rows);
+        for (uint32_t i = 0; i < only.size(); i++)
+            CHECK(choices[i].id == only[i], "row %u of %u: id %u, not %u", i, n_vocab, choices[i].id, only[i]);
+    }
+}
+
 TEST(sample_a_row_has_the_same_bits_alone_and_among_others) {
     Random random(6);
     for (uint32_t n_rows : {64u, 256u}) {

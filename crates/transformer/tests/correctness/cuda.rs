@@ -188,6 +188,71 @@ fn greedy_choices_and_log_probabilities_are_those_of_the_logits() {
     }
 }
 
+#[test]
+fn given_tokens_are_scored_alike_however_the_prompt_is_cut_and_beside_others() {
+    if skipped("given_tokens_are_scored_alike_however_the_prompt_is_cut_and_beside_others") {
+        return;
+    }
+    for case in Case::all() {
+        let file = file(&case);
+        let mut executor = executor(&file, options());
+        let n_vocab = executor.info().n_vocab;
+        let tokens = &case.runs[0].tokens[..40.min(case.runs[0].tokens.len())];
+        // Each piece's logits, and what is given beside them; a generated row of another sequence stands in front, with settings
+        // that a given token does not heed.
+        let mut score = |chunk: usize, beside: bool, chooses: bool| {
+            let (mut logits, mut choices) = (Vec::new(), Vec::new());
+            let odd = Sampling { temperature: 1.5, frequency_penalty: 2.0, ..Sampling::default() };
+            let mut batch = Batch::default();
+            for start in (0..tokens.len() - 1).step_by(chunk) {
+                let end = (start + chunk).min(tokens.len() - 1);
+                batch.clear();
+                if beside {
+                    batch.push(Role::Generated, &tokens[..1], 0, &[BlockId(9)], true);
+                    if chooses {
+                        batch.sample_with(&SampleRequest { n_logprobs: Some(1), ..SampleRequest::new(&odd, 3) });
+                    }
+                }
+                let first = batch.n_tokens();
+                let blocks: Vec<BlockId> = (0..end.div_ceil(BLOCK_TOKENS) as u32).map(BlockId).collect();
+                batch.push(Role::Prompt, &tokens[start..end], start as u32, &blocks, false);
+                for i in start..end {
+                    let given = SampleRequest { given: Some(tokens[i + 1]), ..SampleRequest::new(&odd, 3) };
+                    if chooses {
+                        batch.sample_row(first + i - start, &SampleRequest { n_logprobs: Some(20), ..given });
+                    } else {
+                        batch.sample_rows.push(first + i - start);
+                    }
+                }
+                match executor.forward(&batch).unwrap() {
+                    StepOutput::Logits(all) => logits.extend_from_slice(&all[first * n_vocab..]),
+                    StepOutput::Chosen(all) => choices.extend_from_slice(&all[first..]),
+                }
+            }
+            (logits, choices)
+        };
+        let (logits, _) = score(tokens.len(), false, false);
+        let (_, want) = score(tokens.len(), false, true);
+        assert_eq!(want.len(), tokens.len() - 1);
+        for (i, (row, choice)) in logits.chunks_exact(n_vocab).zip(&want).enumerate() {
+            assert_eq!(choice.id, Ok(tokens[i + 1]), "{} row {i}", case.name);
+            let log_sum = row.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+            let logprobs = choice.logprobs.as_ref().unwrap();
+            let given = std::iter::once((tokens[i + 1], logprobs.logprob));
+            for (id, got) in given.chain(logprobs.top.iter().map(|top| (top.id, top.logprob))) {
+                let expected = f64::from(row[id as usize]) - log_sum;
+                let within = 1e-5 * expected.abs().max(1.0);
+                assert!((f64::from(got) - expected).abs() < within, "{} row {i}: {got}, not {expected}", case.name);
+            }
+            assert_eq!(logprobs.top.len(), 20.min(n_vocab));
+        }
+        for (chunk, beside) in [(tokens.len(), true), (1, false), (7, true), (16, false)] {
+            let (_, got) = score(chunk, beside, true);
+            assert!(got == want, "{}: in pieces of {chunk}, beside another: {beside}", case.name);
+        }
+    }
+}
+
 /// How the rows of the next test are to be chosen: by everything that changes logits.
 struct Changes {
     sampling: Sampling,

@@ -2,13 +2,13 @@
 //!
 //! A task of its own follows the answer at the engine's pace, not at the reader's: a stop string or a cancellation ends it
 //! at once even where the client has stopped reading. What the client has not read yet waits in a channel, which
-//! `max_tokens` bounds. When the client is gone the channel closes and the task drops the engine's job, which frees it
+//! `max_tokens` bounds, and the prompt's length where that is scored. When the client is gone the channel closes and the task drops the engine's job, which frees it
 //! within one step.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{EndReason, Event as EngineEvent};
+use engine::{EndReason, Event as EngineEvent, TokenLogprobs};
 use tokenizer::Tokenizer;
 use tokio::sync::mpsc;
 use tracing::Instrument;
@@ -45,6 +45,7 @@ pub(super) struct Follower {
     reports_metrics: bool,
     clock: Clock,
     n_cached: usize,
+    end_token: Option<(u32, TokenLogprobs)>,
     prompt_counted: bool,
     /// The answer, where it is to be logged.
     logged: Option<String>,
@@ -85,6 +86,7 @@ impl Follower {
             record,
             taken,
             n_cached: 0,
+            end_token: None,
             prompt_counted: false,
             logged: state.settings().log_prompts.then(String::new),
         }
@@ -120,6 +122,7 @@ impl Follower {
                 self.n_cached = n_cached;
                 self.clock.admitted();
             }
+            Some(EngineEvent::PromptLogprobs(logprobs)) => self.send(Event::PromptLogprobs(logprobs)),
             Some(EngineEvent::Token(token)) => {
                 self.count_prompt();
                 let metrics = self.state.metrics();
@@ -140,7 +143,10 @@ impl Follower {
                 self.n_cached = finished.n_cached;
                 let reason = match finished.reason {
                     EndReason::MaxTokens => StopReason::MaxTokens,
-                    EndReason::EndToken(_) => StopReason::Eos,
+                    EndReason::EndToken(id) => {
+                        self.end_token = finished.end_logprobs.map(|logprobs| (id, logprobs));
+                        StopReason::Eos
+                    }
                 };
                 return Some(Outcome::End { reason, stop: None });
             }
@@ -177,6 +183,7 @@ impl Follower {
                     stop_reason: reason,
                     stop_sequence_matched: stop,
                     n_cached: self.n_cached,
+                    end_token: self.end_token,
                 };
                 (Ending::Complete(reason), Some(Event::End(end)))
             }

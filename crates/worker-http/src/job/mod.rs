@@ -37,10 +37,15 @@ pub const MAX_TOKENS: u64 = 2048;
 /// [`Settings::log_prompts`](crate::Settings::log_prompts) is set.
 pub const PROMPTS: &str = "worker_http::prompts";
 
+/// The most log-probabilities of prompts' tokens that one job may ask for, those of alternatives among them: a whole answer
+/// holds all of them, some 50 bytes of JSON each. Enough for 64 prompts of 4,096 tokens with one alternative.
+const MAX_PROMPT_LOGPROBS: usize = 1 << 19;
+
 /// The most events that one answer can cause, and so wait for a slow reader: a token and at most one `metrics` for each
-/// id, and the terminal event. About 100 bytes each, 3 KB with 20 log-probabilities.
-const fn max_events(max_tokens: usize) -> usize {
-    2 * max_tokens + 1
+/// id, one for each token of a prompt that is scored, and the terminal event. About 100 bytes each, 3 KB with 20
+/// log-probabilities.
+const fn max_events(max_tokens: usize, n_scored: usize) -> usize {
+    2 * max_tokens + n_scored + 1
 }
 
 /// A seed for a request that names none: 53 random bits, so that every JSON reader, JavaScript's too, gives back the very
@@ -74,6 +79,8 @@ pub(crate) struct Generation {
     /// `None`: one is drawn for each prompt.
     pub(crate) seed: Option<u64>,
     pub(crate) n_logprobs: Option<usize>,
+    /// Whether the prompts' tokens have log-probabilities too, and of how many alternatives.
+    pub(crate) n_prompt_logprobs: Option<usize>,
     /// End tokens are tokens like any other.
     pub(crate) ignore_eos: bool,
     /// Control tokens that are written out in the answer's text.
@@ -86,8 +93,8 @@ pub(crate) struct Generation {
 
 /// A job that was accepted.
 pub(crate) struct Job {
-    /// Of each prompt.
-    pub(crate) n_prompt_tokens: Vec<usize>,
+    /// The prompts' tokens.
+    pub(crate) prompts: Vec<Arc<[u32]>>,
     /// Of each prompt's first answer.
     pub(crate) seeds: Vec<u64>,
     /// What comes of it.
@@ -115,25 +122,28 @@ pub(crate) async fn start(state: &AppState, received: Received, request: JobRequ
     }
     let (n, generation) = (request.n, Arc::new(request.generation));
     let prepared = prepare::prepare(state, served, request.prompts, n, &generation);
-    let Prepared { n_prompt_tokens, seeds, requests } = tokio::select! {
+    let Prepared { prompts, seeds, requests } = tokio::select! {
         prepared = received.within_limits(state, prepared) => prepared?,
         () = live.cancelled() => return Err(cancelled()),
     };
+    check_prompt_logprobs(&prompts, n, generation.n_prompt_logprobs)?;
     let max_tokens: Vec<usize> = requests.iter().map(|request| request.max_tokens).collect();
     let jobs = served.engine.submit_all(requests)?;
     let submitted = Instant::now();
 
     account::hand_to_job();
+    let n_prompt_tokens: Vec<usize> = prompts.iter().map(|prompt| prompt.len()).collect();
     let record = Arc::new(Record::new(state, live, received, &n_prompt_tokens, n));
     let mut open = Vec::with_capacity(jobs.len());
     for (choice, (job, max_tokens)) in jobs.into_iter().zip(max_tokens).enumerate() {
-        let (events, receiver) = mpsc::channel(max_events(max_tokens));
         let (n_prompt, counts_prompt) = (n_prompt_tokens[choice / n], choice.is_multiple_of(n));
+        let n_scored = generation.n_prompt_logprobs.map_or(0, |_| n_prompt);
+        let (events, receiver) = mpsc::channel(max_events(max_tokens, n_scored));
         let taken = Taken { job, submitted, events, choice, max_tokens, n_prompt, counts_prompt };
         Follower::new(state, &served.tokenizer, &generation, Arc::clone(&record), taken).spawn();
         open.push((choice, receiver));
     }
-    Ok(Job { n_prompt_tokens, seeds, answers: Answers { open, turn: 0 } })
+    Ok(Job { prompts, seeds, answers: Answers { open, turn: 0 } })
 }
 
 /// Whether a job of so many answers would be taken now: for refusing it before any work is done for it.
@@ -142,6 +152,21 @@ pub(crate) async fn start(state: &AppState, received: Received, request: JobRequ
 /// As [`start`] has them for a full queue.
 pub(crate) fn check_room(served: &Served, n_answers: usize) -> Result<(), ApiError> {
     Ok(served.engine.room_for(n_answers)?)
+}
+
+/// Whether so many log-probabilities may be asked for, with `n` answers to each prompt.
+fn check_prompt_logprobs(prompts: &[Arc<[u32]>], n: usize, n_logprobs: Option<usize>) -> Result<(), ApiError> {
+    let Some(n_logprobs) = n_logprobs else { return Ok(()) };
+    let n_tokens: usize = prompts.iter().map(|prompt| prompt.len()).sum();
+    let n_wanted = n_tokens * n * (n_logprobs + 1);
+    if n_wanted > MAX_PROMPT_LOGPROBS {
+        let message = format!(
+            "logprobs: expected at most {MAX_PROMPT_LOGPROBS} for the tokens of all prompts, those of alternatives among \
+             them; {n_tokens} tokens, {n} times, with {n_logprobs} alternatives are {n_wanted}"
+        );
+        return Err(ApiError::field("logprobs", "count", message));
+    }
+    Ok(())
 }
 
 fn cancelled() -> ApiError {

@@ -13,8 +13,8 @@ use crate::state::{AppState, Served};
 
 /// A job as the engine takes it.
 pub(super) struct Prepared {
-    /// Of each prompt.
-    pub(super) n_prompt_tokens: Vec<usize>,
+    /// The prompts' tokens.
+    pub(super) prompts: Vec<Arc<[u32]>>,
     /// Of each prompt's first answer.
     pub(super) seeds: Vec<u64>,
     /// One for each answer: prompt by prompt, `n` for each.
@@ -43,7 +43,7 @@ pub(super) async fn prepare(
         let request =
             |(prompt, seed, i)| engine_request(&tokenizer, context_length, &generation, prompt, choice_seed(seed, i));
         let requests = choices.map(request).collect();
-        Prepared { n_prompt_tokens: prompts.iter().map(|prompt| prompt.len()).collect(), seeds, requests }
+        Prepared { prompts, seeds, requests }
     };
     if is_quick { Ok(work()) } else { on_encoder(state, work).await }
 }
@@ -67,6 +67,7 @@ fn engine_request(
         constraint: generation.constraint.as_ref().map(Compiled::constraint),
         seed,
         n_logprobs: generation.n_logprobs,
+        n_prompt_logprobs: generation.n_prompt_logprobs,
     }
 }
 

@@ -76,13 +76,13 @@ pub(crate) async fn execute(State(state): State<AppState>, request: Request) -> 
     let request = parse(&body)?;
     drop(body);
     let job_id = request.job_id.clone();
-    let Job { n_prompt_tokens, seeds, answers } = job::start(&state, received, request).await?;
+    let Job { prompts, seeds, answers } = job::start(&state, received, request).await?;
     let started = Event::Started(Started {
         job_id,
         model: state.settings().model.clone(),
         started_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
         seed: seeds[0],
-        prompt_tokens: n_prompt_tokens[0],
+        prompt_tokens: prompts[0].len(),
     });
     Ok(sse::response(state.settings().keep_alive, Transcript { started: Some(started), answers }))
 }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde::Serialize;
 use tokenizer::{ChatTemplate, EncodeOptions, Tokenizer};
 
-use super::form::{FinishReason, Form};
+use super::form::{Complete, FinishReason, Form};
 use super::generation::{self, Asked};
 use super::logprobs::ChatLogprobs;
 use super::structured::Wanted;
@@ -17,7 +17,7 @@ use super::tools::{CallReader, Offered, Parts, ToolCall};
 use super::{answer, new_id, structured};
 use crate::body::read_json;
 use crate::error::ApiError;
-use crate::event::TokenEvent;
+use crate::event::{End, TokenEvent};
 use crate::fields::Fields;
 use crate::job::{self, JobRequest, Prompt, Received};
 use crate::routes::sampling::MAX_LOGPROBS;
@@ -64,7 +64,7 @@ pub(super) async fn chat(State(state): State<AppState>, request: Request) -> Res
     };
     let has_logprobs = job.generation.n_logprobs.is_some();
     let form = Chat { tokenizer: Arc::clone(&served.tokenizer), has_logprobs, readers };
-    answer(&state, received, job, asked.stream, async || Ok(form)).await
+    answer(&state, received, job, asked.stream, async |_| Ok(form)).await
 }
 
 fn chat_template(served: &Served) -> Result<Arc<ChatTemplate>, ApiError> {
@@ -81,7 +81,7 @@ fn chat_template(served: &Served) -> Result<Arc<ChatTemplate>, ApiError> {
 pub(super) fn parse(body: &str, n_vocab: usize) -> Result<ChatRequest, ApiError> {
     let mut fields = Fields::parse(body, &FIELDS)?;
     let conversation = template::read(&mut fields);
-    let mut asked = generation::read(&mut fields, n_vocab);
+    let mut asked = generation::read(&mut fields, n_vocab, 1);
     asked.generation.n_logprobs = read_logprobs(&mut fields);
     if fields.boolean("echo") == Some(true) {
         fields.fault("echo", "unsupported", "not supported", None);
@@ -201,7 +201,7 @@ impl Form for Chat {
         Some(Chunk { index, delta: delta.unwrap_or_else(empty), logprobs, finish_reason: None })
     }
 
-    fn rest(&mut self, index: usize) -> Option<Chunk> {
+    fn rest(&mut self, index: usize, _: &End) -> Option<Chunk> {
         let delta = Delta::of(self.readers.as_mut()?[index].finish())?;
         Some(Chunk { index, delta, logprobs: None, finish_reason: None })
     }
@@ -212,14 +212,14 @@ impl Form for Chat {
         Chunk { index, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) }
     }
 
-    fn whole(&self, index: usize, tokens: &[TokenEvent], reason: FinishReason) -> Choice {
-        let text: String = tokens.iter().map(|token| token.t.as_str()).collect();
-        let logprobs = ChatLogprobs::of(&self.tokenizer, tokens).filter(|_| self.has_logprobs);
+    fn whole(&self, index: usize, answer: &Complete) -> Choice {
+        let text: String = answer.tokens.iter().map(|token| token.t.as_str()).collect();
+        let logprobs = ChatLogprobs::of(&self.tokenizer, &answer.tokens).filter(|_| self.has_logprobs);
         let Parts { text, calls } = match &self.readers {
             Some(readers) => readers[index].clone().whole(&text),
             None => Parts { text, calls: Vec::new() },
         };
-        let reason = reason_with(reason, !calls.is_empty());
+        let reason = reason_with(answer.reason(), !calls.is_empty());
         let content = Some(text).filter(|text| calls.is_empty() || !text.is_empty());
         let tool_calls = calls.into_iter().map(ToolCall::without_index).collect();
         let message = Message { role: "assistant", content, refusal: None, tool_calls };

@@ -4,16 +4,18 @@ use std::sync::{Arc, LazyLock};
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use engine::TokenLogprobs;
 use serde::Serialize;
 use tokenizer::{EncodeOptions, TokenId, Tokenizer};
 
-use super::form::{FinishReason, Form};
+use super::echo::Echo;
+use super::form::{Complete, FinishReason, Form};
 use super::generation::{self, Asked};
 use super::logprobs::{CompletionLogprobs, Offset};
 use super::{answer, new_id, structured, tools};
 use crate::body::{MAX_BODY_BYTES, read_json};
 use crate::error::ApiError;
-use crate::event::TokenEvent;
+use crate::event::{End, TokenEvent};
 use crate::fields::{Fields, TextRule, Unit};
 use crate::job::{self, JobRequest, Prompt, Received};
 use crate::routes::detokenize::check_text_len;
@@ -53,22 +55,26 @@ pub(super) async fn completions(State(state): State<AppState>, request: Request)
     let constraint = structured::compile(&state, served, asked.wanted.take());
     asked.generation.constraint = received.within_limits(&state, constraint).await?;
     let echoed = echo.then(|| prompts.clone());
+    let is_scored = asked.generation.n_prompt_logprobs.is_some();
     if let Some(Prompts::Ids(ids)) = &echoed {
         check_text_len(&served.tokenizer, ids.iter().flatten().copied(), "prompt")?;
     }
     let (n, n_choices) = (asked.n, prompts.len() * asked.n);
+    let state = &state;
     let has_logprobs = asked.generation.n_logprobs.is_some();
     let options = EncodeOptions { parse_special: true, add_special: asked.add_special };
     let job =
         JobRequest { job_id: new_id("cmpl"), prompts: prompts.into_prompts(options), n, generation: asked.generation };
-    answer(&state, received, job, asked.stream, async || {
+    answer(state, received, job, asked.stream, async |ids: &[Arc<[TokenId]>]| {
         let tokenizer = Arc::clone(&served.tokenizer);
-        let offsets = vec![Offset::new(&tokenizer); n_choices];
         let echo = match echoed {
-            Some(prompts) => prompts.into_texts(&state, &tokenizer).await?,
+            Some(prompts) if is_scored => prompts.into_scored(state, &tokenizer, ids.to_vec()).await?,
+            Some(prompts) => prompts.into_texts(state, &tokenizer).await?,
             None => Vec::new(),
         };
-        Ok(Completion { tokenizer, echo, n, has_logprobs, offsets })
+        let answer_offset = |choice: usize| echo.get(choice / n).map_or(0, Echo::answer_offset);
+        let offsets = (0..n_choices).map(|choice| Offset::new(&tokenizer, answer_offset(choice))).collect();
+        Ok(Completion { tokenizer, echo, n, has_logprobs, n_told: vec![1; n_choices], offsets })
     })
     .await
 }
@@ -80,17 +86,14 @@ pub(super) async fn completions(State(state): State<AppState>, request: Request)
 pub(super) fn parse(body: &str, n_vocab: usize) -> Result<CompletionRequest, ApiError> {
     let mut fields = Fields::parse(body, &FIELDS)?;
     let prompts = Prompts::read(&mut fields, n_vocab);
-    let mut asked = generation::read(&mut fields, n_vocab);
+    let echo = fields.boolean("echo").unwrap_or(false);
+    let mut asked = generation::read(&mut fields, n_vocab, u64::from(!echo));
     asked.generation.n_logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS).map(|n| n as usize);
     if fields.raw("top_logprobs").is_some() {
         fields.fault("top_logprobs", "unsupported", "not supported here: logprobs is the number of alternatives", None);
     }
     tools::refuse(&mut fields);
-    let echo = fields.boolean("echo").unwrap_or(false);
-    if echo && asked.generation.n_logprobs.is_some() {
-        let message = "not supported together with logprobs: those of a prompt are not computed";
-        fields.fault("echo", "unsupported", message, None);
-    }
+    asked.generation.n_prompt_logprobs = asked.generation.n_logprobs.filter(|_| echo);
     let n_choices = prompts.as_ref().map_or(0, Prompts::len) * asked.n;
     if n_choices > MAX_CHOICES {
         let message = format!("expected at most {MAX_CHOICES} answers to all prompts, got {n_choices}");
@@ -150,13 +153,32 @@ impl Prompts {
     }
 
     /// As text, to be sent back, special tokens written out.
-    async fn into_texts(self, state: &AppState, tokenizer: &Arc<Tokenizer>) -> Result<Vec<String>, ApiError> {
+    async fn into_texts(self, state: &AppState, tokenizer: &Arc<Tokenizer>) -> Result<Vec<Echo>, ApiError> {
         let ids = match self {
-            Self::Texts(texts) => return Ok(texts),
+            Self::Texts(texts) => return Ok(texts.into_iter().map(Echo::of_text).collect()),
             Self::Ids(ids) => ids,
         };
         let tokenizer = Arc::clone(tokenizer);
-        job::on_encoder(state, move || ids.iter().map(|ids| tokenizer.decode_with(ids, true)).collect()).await
+        let text = move |ids: &Vec<TokenId>| Echo::of_text(tokenizer.decode_with(ids, true));
+        job::on_encoder(state, move || ids.iter().map(text).collect()).await
+    }
+
+    /// The same with log-probabilities to come for `ids`, the prompts' tokens.
+    async fn into_scored(
+        self,
+        state: &AppState,
+        tokenizer: &Arc<Tokenizer>,
+        ids: Vec<Arc<[TokenId]>>,
+    ) -> Result<Vec<Echo>, ApiError> {
+        let tokenizer = Arc::clone(tokenizer);
+        let work = move || {
+            let texts = match self {
+                Self::Texts(texts) => texts,
+                Self::Ids(ids) => ids.iter().map(|ids| tokenizer.decode_with(ids, true)).collect(),
+            };
+            texts.into_iter().zip(ids).map(|(text, ids)| Echo::scored(&tokenizer, text, ids)).collect()
+        };
+        job::on_encoder(state, work).await
     }
 
     fn into_prompts(self, options: EncodeOptions) -> Vec<Prompt> {
@@ -171,10 +193,12 @@ impl Prompts {
 struct Completion {
     tokenizer: Arc<Tokenizer>,
     /// The prompts, where they are to stand before the answers.
-    echo: Vec<String>,
+    echo: Vec<Echo>,
     /// Answers to each prompt.
     n: usize,
     has_logprobs: bool,
+    /// Of each choice, how many of its prompt's tokens have been told.
+    n_told: Vec<usize>,
     /// Of each choice.
     offsets: Vec<Offset>,
 }
@@ -188,8 +212,18 @@ struct Choice {
 }
 
 impl Completion {
-    fn echoed(&self, index: usize) -> Option<&String> {
+    fn echoed(&self, index: usize) -> Option<&Echo> {
         self.echo.get(index / self.n)
+    }
+
+    /// The end token behind an answer to a prompt that was scored. A client that asks for one token, as one has to elsewhere, and
+    /// takes one entry off the lists is to be left with the prompt's, also where the answer is empty.
+    fn end_token(&self, index: usize, end: &End, offset: usize) -> Option<CompletionLogprobs> {
+        self.echoed(index)?;
+        let (id, logprobs) = end.end_token.as_ref()?;
+        let mut lists = CompletionLogprobs::default();
+        lists.push(&self.tokenizer, *id, logprobs, offset);
+        Some(lists)
     }
 }
 
@@ -200,8 +234,15 @@ impl Form for Completion {
     type Choice = Choice;
 
     fn first(&self, index: usize) -> Option<Choice> {
-        let text = self.echoed(index)?.clone();
-        Some(Choice { index, text, logprobs: None, finish_reason: None })
+        let echo = self.echoed(index)?;
+        Some(Choice { index, text: echo.text.clone(), logprobs: echo.first(&self.tokenizer), finish_reason: None })
+    }
+
+    fn prompt(&mut self, index: usize, logprobs: &[TokenLogprobs]) -> Option<Choice> {
+        let start = self.n_told[index];
+        self.n_told[index] += logprobs.len();
+        let logprobs = self.echoed(index)?.rest(&self.tokenizer, start, logprobs);
+        Some(Choice { index, text: String::new(), logprobs, finish_reason: None })
     }
 
     fn next(&mut self, index: usize, token: &TokenEvent) -> Option<Choice> {
@@ -211,15 +252,31 @@ impl Form for Completion {
         has_something.then(|| Choice { index, text: token.t.clone(), logprobs, finish_reason: None })
     }
 
+    fn rest(&mut self, index: usize, end: &End) -> Option<Choice> {
+        let logprobs = Some(self.end_token(index, end, self.offsets[index].at())?);
+        Some(Choice { index, text: String::new(), logprobs, finish_reason: None })
+    }
+
     fn last(&self, index: usize, reason: FinishReason) -> Choice {
         Choice { index, text: String::new(), logprobs: None, finish_reason: Some(reason) }
     }
 
-    fn whole(&self, index: usize, tokens: &[TokenEvent], reason: FinishReason) -> Choice {
-        let echoed = self.echoed(index).map_or("", String::as_str);
-        let text = std::iter::once(echoed).chain(tokens.iter().map(|token| token.t.as_str())).collect();
-        let mut offset = self.offsets[index].clone();
-        let logprobs = CompletionLogprobs::of(&self.tokenizer, tokens, &mut offset).filter(|_| self.has_logprobs);
-        Choice { index, text, logprobs, finish_reason: Some(reason) }
+    fn whole(&self, index: usize, answer: &Complete) -> Choice {
+        let echo = self.echoed(index);
+        let echoed = echo.map_or("", |echo| echo.text.as_str());
+        let text = std::iter::once(echoed).chain(answer.tokens.iter().map(|token| token.t.as_str())).collect();
+        let logprobs = self.has_logprobs.then(|| {
+            let mut offset = self.offsets[index].clone();
+            let of_prompt = echo.and_then(|echo| {
+                let rest = echo.rest(&self.tokenizer, 1, &answer.prompt_logprobs);
+                [echo.first(&self.tokenizer), rest].into_iter().collect::<Option<Vec<_>>>()
+            });
+            let of_answer = CompletionLogprobs::of(&self.tokenizer, &answer.tokens, &mut offset);
+            let of_end = self.end_token(index, &answer.end, offset.at());
+            let mut lists = CompletionLogprobs::default();
+            of_prompt.into_iter().flatten().chain(of_answer).chain(of_end).for_each(|more| lists.append(more));
+            lists
+        });
+        Choice { index, text, logprobs, finish_reason: Some(answer.reason()) }
     }
 }

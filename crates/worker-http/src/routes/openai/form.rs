@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use engine::TokenLogprobs;
 use serde::Serialize;
 
 use crate::event::{End, StopReason, TokenEvent};
@@ -20,16 +21,35 @@ pub(super) trait Form: Send + 'static {
 
     /// What a choice begins with, if anything.
     fn first(&self, index: usize) -> Option<Self::Chunk>;
+    /// Log-probabilities of the next tokens of a choice's prompt.
+    fn prompt(&mut self, _index: usize, _logprobs: &[TokenLogprobs]) -> Option<Self::Chunk> {
+        None
+    }
     /// The next token of a choice; `None` if it has nothing to say, because its text is held back.
     fn next(&mut self, index: usize, token: &TokenEvent) -> Option<Self::Chunk>;
-    /// What is left of a choice when its last token has come.
-    fn rest(&mut self, _index: usize) -> Option<Self::Chunk> {
+    /// What is left of a choice when its last token has come, and how it ends is known.
+    fn rest(&mut self, _index: usize, _end: &End) -> Option<Self::Chunk> {
         None
     }
     /// The end of a choice: nothing but the reason.
     fn last(&self, index: usize, reason: FinishReason) -> Self::Chunk;
     /// All of it.
-    fn whole(&self, index: usize, tokens: &[TokenEvent], reason: FinishReason) -> Self::Choice;
+    fn whole(&self, index: usize, answer: &Complete) -> Self::Choice;
+}
+
+/// Everything that came of a choice.
+#[derive(Debug)]
+pub(super) struct Complete {
+    /// Of its prompt's tokens from the second on, if they were asked for.
+    pub(super) prompt_logprobs: Vec<TokenLogprobs>,
+    pub(super) tokens: Vec<TokenEvent>,
+    pub(super) end: End,
+}
+
+impl Complete {
+    pub(super) fn reason(&self) -> FinishReason {
+        self.end.stop_reason.into()
+    }
 }
 
 /// Why a choice is complete, in OpenAI's words.
@@ -71,8 +91,7 @@ struct PromptTokensDetails {
 
 impl Usage {
     /// Before the first answer, with `n` to come for each prompt.
-    pub(super) fn of_prompts(n_prompt_tokens: &[usize], n: usize) -> Self {
-        let prompt_tokens = n_prompt_tokens.iter().sum();
+    pub(super) fn of_prompts(prompt_tokens: usize, n: usize) -> Self {
         Self {
             prompt_tokens,
             completion_tokens: 0,

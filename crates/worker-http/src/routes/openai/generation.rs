@@ -62,8 +62,8 @@ pub(super) struct Asked {
     pub(super) add_special: bool,
 }
 
-/// Reads all shared fields, with their faults held against `fields`.
-pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
+/// Reads all shared fields, with their faults held against `fields`. `least_max_tokens` is the least that `max_tokens` may be.
+pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize, least_max_tokens: u64) -> Asked {
     // Checked, and then of no consequence.
     let _ = fields.optional_text("model", &MODEL);
     unsupported::refuse(fields);
@@ -81,12 +81,13 @@ pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
         n: fields.integer("n", 1..=MAX_N).map_or(1, |n| n as usize),
         stream: StreamOptions::read(fields),
         generation: Generation {
-            max_tokens: read_max_tokens(fields),
+            max_tokens: read_max_tokens(fields, least_max_tokens),
             sampling: read_sampling(fields),
             logit_bias: read_logit_bias(fields, n_vocab),
             stop: fields.text_or_texts("stop", MAX_STOPS, &STOP).unwrap_or_default(),
             seed: read_seed(fields),
             n_logprobs: None,
+            n_prompt_logprobs: None,
             ignore_eos,
             shown: Vec::new(),
             constraint: None,
@@ -98,10 +99,10 @@ pub(super) fn read(fields: &mut Fields<'_>, n_vocab: usize) -> Asked {
 }
 
 /// The context caps it, so any number will do; -1 is llama-server's word for none.
-fn read_max_tokens(fields: &mut Fields<'_>) -> Option<usize> {
+fn read_max_tokens(fields: &mut Fields<'_>, least: u64) -> Option<usize> {
     let mut read = |field| match fields.raw(field) {
         Some(raw) if raw.get() == "-1" => None,
-        _ => fields.integer(field, 1..=u64::from(u32::MAX)),
+        _ => fields.integer(field, least..=u64::from(u32::MAX)),
     };
     let (old, new) = (read("max_tokens"), read("max_completion_tokens"));
     if let (Some(old), Some(new)) = (old, new)
@@ -169,7 +170,7 @@ mod tests {
             "presence_penalty": -0.5, "frequency_penalty": 0.75, "n": 3, "stop": ["x"], "seed": 9, "max_tokens": 11,
             "ignore_eos": true, "add_special_tokens": false, "logit_bias": {"4": -2}}"#;
         let mut fields = Fields::parse(body, &KNOWN).unwrap();
-        let asked = read(&mut fields, 8);
+        let asked = read(&mut fields, 8, 1);
         fields.finish().unwrap();
         let sampling = Sampling {
             temperature: 0.5,

@@ -54,13 +54,14 @@ impl ChatLogprobs {
 }
 
 /// The form of completions: parallel lists.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize)]
 pub(super) struct CompletionLogprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    /// The most likely tokens at each place, and the one chosen where it is not among them.
-    top_logprobs: Vec<Named>,
-    /// Where each token's text begins, in Unicode scalar values of the answer.
+    /// `null` for the first token of a prompt: it comes after nothing.
+    token_logprobs: Vec<Option<f32>>,
+    /// The most likely tokens at each place, and the one that is there where it is not among them.
+    top_logprobs: Vec<Option<Named>>,
+    /// Where each token's text begins, in Unicode scalar values of the choice's text.
     text_offset: Vec<usize>,
     /// Each token's bytes. Not OpenAI's, which writes them into `tokens` where they are no text, as is done here too.
     bytes: Vec<Vec<u8>>,
@@ -84,8 +85,14 @@ pub(super) struct Offset {
 }
 
 impl Offset {
-    pub(super) fn new(tokenizer: &Tokenizer) -> Self {
-        Self { decoder: tokenizer.stream_continuation(), n_chars: 0 }
+    /// Of an answer that begins at `n_chars` of its text.
+    pub(super) fn new(tokenizer: &Tokenizer, n_chars: usize) -> Self {
+        Self { decoder: tokenizer.stream_continuation(), n_chars }
+    }
+
+    /// Where the next token begins.
+    pub(super) fn at(&self) -> usize {
+        self.n_chars
     }
 
     /// Where the token begins. A character of several tokens belongs to the last.
@@ -97,33 +104,64 @@ impl Offset {
 }
 
 impl CompletionLogprobs {
-    /// `None` where none were asked for.
+    /// Of an answer's tokens; `None` where none were asked for.
     pub(super) fn of(tokenizer: &Tokenizer, tokens: &[TokenEvent], offset: &mut Offset) -> Option<Self> {
-        let mut lists = Self {
-            tokens: Vec::new(),
-            token_logprobs: Vec::new(),
-            top_logprobs: Vec::new(),
-            text_offset: Vec::new(),
-            bytes: Vec::new(),
-        };
+        let mut lists = Self::default();
         for token in tokens {
             let logprobs = token.logprobs.as_ref()?;
-            let chosen = (name(tokenizer, token.id), logprobs.logprob.max(LEAST_LOGPROB));
-            let mut top: Vec<(String, f32)> = Vec::with_capacity(logprobs.top.len() + 1);
-            let likely = logprobs.top.iter().map(|top| (name(tokenizer, top.id), top.logprob.max(LEAST_LOGPROB)));
-            for (name, logprob) in likely.chain([chosen.clone()]) {
-                // An object has each name once.
-                if !top.iter().any(|(seen, _)| *seen == name) {
-                    top.push((name, logprob));
-                }
-            }
-            lists.tokens.push(chosen.0);
-            lists.token_logprobs.push(chosen.1);
-            lists.top_logprobs.push(Named(top));
-            lists.text_offset.push(offset.advance(token.id));
-            lists.bytes.push(tokenizer.token_bytes(token.id).unwrap_or_default().to_vec());
+            let top = logprobs.top.iter().map(|top| (top.id, top.logprob));
+            lists.push_with(tokenizer, token.id, logprobs.logprob, top, offset.advance(token.id));
         }
         Some(lists)
+    }
+
+    /// Appends a token that comes after nothing, so that nothing is known of how likely it is.
+    pub(super) fn push_first(&mut self, tokenizer: &Tokenizer, id: TokenId, offset: usize) {
+        self.push_named(tokenizer, id, offset);
+        self.token_logprobs.push(None);
+        self.top_logprobs.push(None);
+    }
+
+    /// Appends a token that begins at `offset`.
+    pub(super) fn push(&mut self, tokenizer: &Tokenizer, id: TokenId, logprobs: &engine::TokenLogprobs, offset: usize) {
+        let top = logprobs.top.iter().map(|top| (top.id, top.logprob));
+        self.push_with(tokenizer, id, logprobs.logprob, top, offset);
+    }
+
+    /// Appends the lists of what comes behind.
+    pub(super) fn append(&mut self, mut rest: Self) {
+        self.tokens.append(&mut rest.tokens);
+        self.token_logprobs.append(&mut rest.token_logprobs);
+        self.top_logprobs.append(&mut rest.top_logprobs);
+        self.text_offset.append(&mut rest.text_offset);
+        self.bytes.append(&mut rest.bytes);
+    }
+
+    fn push_with(
+        &mut self,
+        tokenizer: &Tokenizer,
+        id: TokenId,
+        logprob: f32,
+        likely: impl Iterator<Item = (TokenId, f32)>,
+        offset: usize,
+    ) {
+        let mut top: Vec<(String, f32)> = Vec::with_capacity(likely.size_hint().0 + 1);
+        for (id, logprob) in likely.chain([(id, logprob)]) {
+            let name = name(tokenizer, id);
+            // An object has each name once.
+            if !top.iter().any(|(seen, _)| *seen == name) {
+                top.push((name, logprob.max(LEAST_LOGPROB)));
+            }
+        }
+        self.push_named(tokenizer, id, offset);
+        self.token_logprobs.push(Some(logprob.max(LEAST_LOGPROB)));
+        self.top_logprobs.push(Some(Named(top)));
+    }
+
+    fn push_named(&mut self, tokenizer: &Tokenizer, id: TokenId, offset: usize) {
+        self.tokens.push(name(tokenizer, id));
+        self.text_offset.push(offset);
+        self.bytes.push(tokenizer.token_bytes(id).unwrap_or_default().to_vec());
     }
 }
 

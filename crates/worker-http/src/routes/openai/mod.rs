@@ -8,6 +8,7 @@
 
 mod chat;
 mod completions;
+mod echo;
 mod errors;
 mod form;
 mod generation;
@@ -20,6 +21,8 @@ pub(super) mod template;
 mod tools;
 mod unsupported;
 mod whole;
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::response::{IntoResponse, Response};
@@ -82,18 +85,18 @@ fn new_id(beginning: &str) -> String {
     format!("{beginning}-{}", Uuid::new_v4().simple())
 }
 
-/// Runs the job, and answers in the form that `form` makes once the job is accepted.
+/// Runs the job, and answers in the form that `form` makes, of the prompts' tokens, once the job is accepted.
 async fn answer<F: Form>(
     state: &AppState,
     received: Received,
     request: JobRequest,
     stream: Option<StreamOptions>,
-    form: impl AsyncFnOnce() -> Result<F, ApiError>,
+    form: impl AsyncFnOnce(&[Arc<[u32]>]) -> Result<F, ApiError>,
 ) -> Result<Response, ApiError> {
     let (id, n) = (request.job_id.clone(), request.n);
-    let Job { n_prompt_tokens, answers, .. } = job::start(state, received, request).await?;
-    let form = form().await?;
-    let usage = Usage::of_prompts(&n_prompt_tokens, n);
+    let Job { prompts, answers, .. } = job::start(state, received, request).await?;
+    let form = form(&prompts).await?;
+    let usage = Usage::of_prompts(prompts.iter().map(|prompt| prompt.len()).sum(), n);
     let envelope = Envelope::new(state, id);
     match stream {
         Some(options) => {

@@ -68,13 +68,14 @@ impl<F: Form> Chunks<F> {
     fn chunks(&mut self, index: usize, event: Event) -> Bytes {
         let mut last = None;
         let next = match event {
+            Event::PromptLogprobs(logprobs) => self.form.prompt(index, &logprobs),
             Event::Token(token) => {
                 self.usage.count_token();
                 self.form.next(index, &token)
             }
             Event::End(end) => {
                 self.usage.count_end(index, &end);
-                let rest = self.form.rest(index);
+                let rest = self.form.rest(index, &end);
                 last = Some(self.form.last(index, end.stop_reason.into()));
                 rest
             }

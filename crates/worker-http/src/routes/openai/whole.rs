@@ -3,9 +3,9 @@
 use axum::Json;
 use serde_json::value::RawValue;
 
-use super::form::{Envelope, Form, Usage};
+use super::form::{Complete, Envelope, Form, Usage};
 use crate::error::{ApiError, ErrorCode};
-use crate::event::{End, Event, TokenEvent};
+use crate::event::Event;
 use crate::job::Answers;
 
 /// Collects every choice. The client's leaving drops the future, and with it the job.
@@ -18,25 +18,28 @@ pub(super) async fn collect<F: Form>(
     mut answers: Answers,
     mut usage: Usage,
 ) -> Result<Json<Box<RawValue>>, ApiError> {
-    let mut choices: Vec<(Vec<TokenEvent>, Option<End>)> = Vec::new();
-    choices.resize_with(answers.n_open(), Default::default);
+    let n_choices = answers.n_open();
+    let (mut prompt_logprobs, mut tokens) = (vec![Vec::new(); n_choices], vec![Vec::new(); n_choices]);
+    let mut ends = vec![None; n_choices];
     while let Some((index, event)) = answers.next().await {
         match event {
+            Event::PromptLogprobs(logprobs) => prompt_logprobs[index].extend(logprobs),
             Event::Token(token) => {
                 usage.count_token();
-                choices[index].0.push(token);
+                tokens[index].push(token);
             }
             Event::End(end) => {
                 usage.count_end(index, &end);
-                choices[index].1 = Some(end);
+                ends[index] = Some(end);
             }
             Event::Error(error) => return Err(ApiError::new(error.code, error.message)),
             Event::Started(_) | Event::Metrics(_) => {}
         }
     }
-    let choices = choices.into_iter().enumerate().filter_map(|(index, (tokens, end))| {
+    let parts = prompt_logprobs.into_iter().zip(tokens).zip(ends).enumerate();
+    let choices = parts.filter_map(|(index, ((prompt_logprobs, tokens), end))| {
         // Each has its end: `next` goes on until then.
-        end.map(|end| form.whole(index, &tokens, end.stop_reason.into()))
+        end.map(|end| form.whole(index, &Complete { prompt_logprobs, tokens, end }))
     });
     let choices: Vec<F::Choice> = choices.collect();
     let filled = envelope.fill(F::OBJECT, &choices, Some(Some(&usage)));
@@ -50,6 +53,7 @@ mod tests {
 
     use super::*;
     use crate::error::ApiError;
+    use crate::event::TokenEvent;
     use crate::routes::openai::form::FinishReason;
     use crate::state::{AppState, KEEP_ALIVE, Settings};
 
@@ -72,7 +76,7 @@ mod tests {
 
         fn last(&self, _: usize, _: FinishReason) {}
 
-        fn whole(&self, _: usize, _: &[TokenEvent], _: FinishReason) {}
+        fn whole(&self, _: usize, _: &Complete) {}
     }
 
     #[tokio::test]
@@ -91,7 +95,7 @@ mod tests {
         for (code, status) in [(ErrorCode::Cancelled, 499), (ErrorCode::InferenceTimeout, 504)] {
             let error = Event::Error(ApiError::new(code, "so it ends").into());
             let answers = Answers::of_events(vec![vec![], vec![error]]);
-            let (envelope, usage) = (Envelope::new(&state, "id".into()), Usage::of_prompts(&[1], 2));
+            let (envelope, usage) = (Envelope::new(&state, "id".into()), Usage::of_prompts(1, 2));
             let error = collect(envelope, Mute, answers, usage).await.unwrap_err();
             assert_eq!(error, ApiError::new(code, "so it ends"));
             assert_eq!(error.into_response().status().as_u16(), status);

@@ -1,6 +1,7 @@
 //! OpenAI's routes over a real socket.
 
 mod answers;
+mod echo;
 mod jobs;
 mod logprobs;
 mod refusals;

@@ -108,6 +108,7 @@ async fn every_rule_of_a_conversation_has_its_fault() {
         chat(&json!({ "chat_template_kwargs": [] })),
         chat(&json!({ "chat_template_kwargs": { "messages": 5 } })),
         chat(&json!({ "echo": true })),
+        chat(&json!({ "max_tokens": 0 })),
     ];
     let table = table(&worker, CHAT, faults).await;
     assert!(!table.contains("secretsecret"), "a text is repeated");
@@ -140,7 +141,12 @@ async fn every_rule_of_a_prompt_has_its_fault() {
         completion(&json!({ "logprobs": 21 })),
         completion(&json!({ "logprobs": true })),
         completion(&json!({ "top_logprobs": 3 })),
-        completion(&json!({ "echo": true, "logprobs": 1 })),
+        completion(&json!({ "max_tokens": 0 })),
+        completion(&json!({ "max_tokens": 0, "echo": false, "logprobs": 1 })),
+        completion(&json!({ "max_tokens": -1, "max_completion_tokens": -2, "echo": true })),
+        completion(&json!({ "echo": true, "prompt_logprobs": 1 })),
+        completion(&json!({ "echo": 1, "max_tokens": 0 })),
+        completion(&json!({ "echo": true, "max_tokens": 0, "prompt": "x".repeat(5000) })),
     ];
     let table = table(&worker, COMPLETIONS, faults).await;
     assert!(!table.contains("secret"), "a prompt is repeated");
