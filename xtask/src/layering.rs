@@ -77,6 +77,7 @@ const UNKNOWN: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &[
     "crates/quant/src/simd/",
     "crates/quant/src/formats/",
+    "crates/quant/src/interleaved/",
     "crates/quant/src/matmul.rs",
     "crates/quant/src/direct.rs",
     "crates/quant/src/panel.rs",

@@ -18,6 +18,11 @@
 //! always unpacked to a panel, one in the first-level cache where there are few tokens: with those, unpacking takes longer
 //! than reading.
 //!
+//! # Interleaved weights
+//! On processors with AVX-512 VNNI there is a second product, [`matmul16()`]: of weights that have been copied, sixteen rows
+//! interleaved ([`Interleaved`]), with activations rounded to 16 bits ([`Activations16`]), in integers. It has its own order of
+//! operations, that of [`dot16()`], and the same promise.
+//!
 //! # Adding a format
 //! One file in `formats/` with the block's layout, and one line in `formats/mod.rs`. The file says either how one vector is
 //! loaded (`BlockFormat`: every kernel is generic over that load and over [`simd::Simd`]), or how a block is unpacked
@@ -59,6 +64,7 @@ mod aligned;
 mod checksum;
 mod direct;
 mod formats;
+mod interleaved;
 mod isa;
 mod matmul;
 mod panel;
@@ -69,6 +75,9 @@ mod tile;
 pub use aligned::Aligned;
 pub use checksum::checksum;
 pub use formats::{Format, dequantize, quantize};
+pub use interleaved::{
+    Activations16, Activations16Parts, GROUP, Interleaved, can_interleave, dot16, has_matmul16, matmul16,
+};
 pub use isa::{Isa, Kernel};
 pub use matmul::{dot, matmul};
 pub use panel::Scratch;

@@ -141,6 +141,18 @@ pub(crate) unsafe fn tile<S: Simd, F: BlockFormat, const R: usize, const T: usiz
 }
 
 impl OutView<'_> {
+    /// Writes neighbouring rows of one token.
+    ///
+    /// # Safety
+    /// The view has that token and those rows.
+    pub(crate) unsafe fn put_row(&mut self, token: usize, first_row: usize, values: &[f32]) {
+        // SAFETY: elements of the view, as the caller vouches.
+        unsafe {
+            let to = self.first.add(token * self.stride + first_row);
+            to.copy_from_nonoverlapping(values.as_ptr(), values.len());
+        }
+    }
+
     /// Writes a tile's sums: of rows `row`, `row + row_step` and so on, and of neighbouring tokens.
     ///
     /// # Safety

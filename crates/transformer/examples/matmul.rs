@@ -38,7 +38,7 @@ fn main() {
     let default = std::thread::available_parallelism().map_or(1, usize::from);
     let n_threads = std::env::args().nth(1).and_then(|arg| arg.parse().ok()).unwrap_or(default);
     let pool = Pool::new(n_threads).expect("threads");
-    let mut scratch = MatmulScratch::new(n_threads);
+    let mut scratch = MatmulScratch::new(n_threads, 0);
     let fork_join = best(|| (0..10_000).for_each(|_| pool.run(|_, _| {}))) / 10_000.0;
     println!("{n_threads} threads, fork and join {:.2} us", fork_join * 1e6);
     println!("{:>6} {:>7} {:>9} {:>9} {:>9}", "format", "isa", "tokens", "GB/s", "GFLOP/s");

@@ -32,6 +32,7 @@ fn run(bytes: Vec<u8>) -> Outcome {
         kv_bytes: Some(1 << 20),
         kv_type: KvType::F16,
         isa: Isa::detect(),
+        interleave: quant::has_matmul16(),
         n_ctx: None,
     };
     let Ok(mut executor) = CpuExecutor::new(spec, weights, options) else { return Outcome::NoExecutor };

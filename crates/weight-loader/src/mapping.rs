@@ -49,6 +49,23 @@ impl Mapping {
         touch(&map[range]);
         Ok(())
     }
+
+    /// Drops whole pages within a range of bytes from this process's memory. They stay in the system's cache as long as it has
+    /// room, and whoever reads them again has them again.
+    pub(crate) fn give_back(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Mapping::File(map) = self {
+            let (start, end) =
+                (range.start.next_multiple_of(MIN_PAGE_BYTES), range.end / MIN_PAGE_BYTES * MIN_PAGE_BYTES);
+            if start < end {
+                // SAFETY: the mapping is of a file and is never written, so a page that is dropped is read again with the same
+                // bytes. That it failed costs memory and nothing else.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
 }
 
 /// The smallest page of any system we run on; larger pages are merely touched more than once.

@@ -77,6 +77,12 @@ impl Tensor {
     pub fn bytes(&self) -> &[u8] {
         &self.mapping.bytes()[self.range.clone()]
     }
+
+    /// Says that the data is not needed in memory any more: pages of the mapped file that lie wholly within it are given back
+    /// to the system, and read again by whoever looks.
+    pub fn give_back_pages(&self) {
+        self.mapping.give_back(self.range.clone());
+    }
 }
 
 impl fmt::Debug for Tensor {

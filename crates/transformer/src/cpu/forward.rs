@@ -79,7 +79,9 @@ impl Forward {
     ) -> Result<Self, CpuError> {
         let n_threads = options.n_threads;
         let pool = Pool::new(n_threads).map_err(|source| CpuError::Threads { n_threads, source })?;
-        let model = Model::new(&spec, weights)?;
+        let model = Model::new(&spec, weights, options.interleave.then_some(&pool))?;
+        let widest = spec.d_model.max(spec.d_q()).max(spec.d_ff);
+        let n_rounded = if model.has_interleaved() { options.max_batch_tokens * widest } else { 0 };
         let shape = KvShape {
             n_layers: spec.n_layers,
             n_blocks: kv.n_blocks,
@@ -99,7 +101,7 @@ impl Forward {
         Ok(Self {
             attention: AttentionScratch::new(n_threads, &shape, spec.n_heads, n_ctx, options.max_seqs),
             x: Activations::new(&spec, options)?,
-            kernels: Kernels { pool, isa: options.isa, matmul: MatmulScratch::new(n_threads) },
+            kernels: Kernels { pool, isa: options.isa, matmul: MatmulScratch::new(n_threads, n_rounded) },
             spec,
             model,
             cache,
@@ -110,6 +112,11 @@ impl Forward {
     /// What the model is.
     pub(super) fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// Whether any weights are interleaved.
+    pub(super) fn has_interleaved(&self) -> bool {
+        self.model.has_interleaved()
     }
 
     /// Bytes of everything but weights and KV pool.

@@ -1,8 +1,8 @@
 //! Products of activations with weight matrices, the weights' rows divided among the threads.
 #![allow(unsafe_code)] // Threads write columns of the same output.
 
-use super::pool::{Pool, SharedSlice};
-use quant::{Format, Isa, OutView, Scratch};
+use super::pool::{Pool, SharedSlice, share};
+use quant::{Activations16, Activations16Parts, Format, Interleaved, Isa, OutView, Scratch, matmul16};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -17,20 +17,34 @@ const CHUNKS_PER_THREAD: usize = 8;
 /// The fewest units of a chunk: a panel's rows.
 const MIN_CHUNK: usize = 2;
 
+/// A block of activations that are rounded to 16 bits.
+const ROUNDED_BLOCK: usize = 32;
+/// The fewest activations for which other threads are woken to round them.
+const MIN_SHARED_ROUNDING: usize = 1 << 15;
+
 /// The most products of one call: query, key and value, and one to spare.
 pub const MAX_PRODUCTS: usize = 4;
 
-/// A weight matrix in the bytes of its file.
+/// A weight matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
-    /// How the rows are stored.
+    /// How the rows are stored, or were in the file.
     pub format: Format,
     /// Outputs.
     pub n_rows: usize,
     /// Inputs.
     pub n_cols: usize,
-    /// `[n_rows, n_cols]`, row-major.
-    pub bytes: &'a [u8],
+    /// `[n_rows, n_cols]`
+    pub values: Values<'a>,
+}
+
+/// Where a matrix's weights are.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// In the bytes of the file, row-major; multiplied with activations in F32.
+    Rows(&'a [u8]),
+    /// Interleaved; multiplied with activations rounded to 16 bits.
+    Interleaved(&'a Interleaved),
 }
 
 impl<'a> Matrix<'a> {
@@ -38,7 +52,13 @@ impl<'a> Matrix<'a> {
     /// When `bytes` is not `[n_rows, n_cols]` of `format`.
     pub fn new(format: Format, n_rows: usize, n_cols: usize, bytes: &'a [u8]) -> Matrix<'a> {
         assert_eq!(bytes.len(), n_rows * format.row_bytes(n_cols), "bytes of [{n_rows}, {n_cols}] in {format:?}");
-        Matrix { format, n_rows, n_cols, bytes }
+        Matrix { format, n_rows, n_cols, values: Values::Rows(bytes) }
+    }
+
+    /// Interleaved weights.
+    pub fn interleaved(interleaved: &'a Interleaved) -> Matrix<'a> {
+        let (n_rows, n_cols) = (interleaved.n_rows(), interleaved.n_cols());
+        Matrix { format: interleaved.format(), n_rows, n_cols, values: Values::Interleaved(interleaved) }
     }
 
     /// One row, as `f32`.
@@ -48,7 +68,10 @@ impl<'a> Matrix<'a> {
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.n_cols, "a row has n_cols elements");
         let row_bytes = self.format.row_bytes(self.n_cols);
-        quant::dequantize(self.format, &self.bytes[row * row_bytes..][..row_bytes], out);
+        match self.values {
+            Values::Rows(bytes) => quant::dequantize(self.format, &bytes[row * row_bytes..][..row_bytes], out),
+            Values::Interleaved(interleaved) => interleaved.row(row, out),
+        }
     }
 }
 
@@ -67,17 +90,19 @@ pub struct Product<'a> {
 #[derive(Debug)]
 pub struct MatmulScratch {
     per_thread: Vec<Scratch>,
+    activations: Activations16,
 }
 
 impl MatmulScratch {
-    /// Memory for a pool of `n_threads`.
-    pub fn new(n_threads: usize) -> MatmulScratch {
-        MatmulScratch { per_thread: (0..n_threads).map(|_| Scratch::new()).collect() }
+    /// Memory for a pool of `n_threads`, and for `n_rounded` activations of products with interleaved weights.
+    pub fn new(n_threads: usize, n_rounded: usize) -> MatmulScratch {
+        let per_thread = (0..n_threads).map(|_| Scratch::new()).collect();
+        MatmulScratch { per_thread, activations: Activations16::with_capacity(n_rounded) }
     }
 
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
-        self.per_thread.iter().map(Scratch::n_bytes).sum()
+        self.per_thread.iter().map(Scratch::n_bytes).sum::<usize>() + self.activations.n_bytes()
     }
 }
 
@@ -103,9 +128,15 @@ pub fn matmul(
     if n_tokens == 0 || n_units == 0 {
         return;
     }
+    let MatmulScratch { per_thread, activations } = scratch;
+    if let Some(interleaved) = parts.iter().flatten().find(|part| matches!(part.weight.values, Values::Interleaved(_)))
+    {
+        round(pool, x, n_tokens, interleaved.weight.n_cols, activations);
+    }
+    let activations = &*activations;
     let chunk = n_units.div_ceil(pool.n_threads() * CHUNKS_PER_THREAD).max(MIN_CHUNK);
     let n_taken = AtomicUsize::new(0);
-    let scratches = SharedSlice::new(&mut scratch.per_thread);
+    let scratches = SharedSlice::new(per_thread);
     pool.run(|thread_idx, _| {
         // SAFETY: each thread has its own index.
         let scratch = &mut unsafe { scratches.range_mut(thread_idx..thread_idx + 1) }[0];
@@ -118,10 +149,34 @@ pub fn matmul(
                 let rows = part.rows(&(first..(first + chunk).min(n_units)));
                 if !rows.is_empty() {
                     // SAFETY: chunks do not overlap, and each is taken once.
-                    unsafe { part.compute(isa, x, n_tokens, rows, scratch) };
+                    unsafe { part.compute(isa, x, activations, n_tokens, rows, scratch) };
                 }
             }
         }
+    });
+}
+
+/// Rounds `x [n_tokens, n_cols]` to 16 bits, once for all products.
+fn round(pool: &Pool, x: &[f32], n_tokens: usize, n_cols: usize, activations: &mut Activations16) {
+    activations.resize(n_tokens, n_cols);
+    let whole = activations.parts();
+    if x.len() < MIN_SHARED_ROUNDING {
+        return whole.quantize(x);
+    }
+    let Activations16Parts { quants, scales, sums } = whole;
+    let (quants, scales, sums) = (SharedSlice::new(quants), SharedSlice::new(scales), SharedSlice::new(sums));
+    pool.run(|thread_idx, n_threads| {
+        let values = share(x.len(), ROUNDED_BLOCK, thread_idx, n_threads);
+        let blocks = values.start / ROUNDED_BLOCK..values.end / ROUNDED_BLOCK;
+        // SAFETY: the shares of different threads do not overlap.
+        let part = unsafe {
+            Activations16Parts {
+                quants: quants.range_mut(2 * values.start..2 * values.end),
+                scales: scales.range_mut(blocks.clone()),
+                sums: sums.range_mut(blocks),
+            }
+        };
+        part.quantize(&x[values]);
     });
 }
 
@@ -155,13 +210,26 @@ impl<'a> Part<'a> {
     ///
     /// # Safety
     /// Nobody else computes those rows meanwhile.
-    unsafe fn compute(&self, isa: Isa, x: &[f32], n_tokens: usize, rows: Range<usize>, scratch: &mut Scratch) {
-        let Matrix { format, n_rows, n_cols, bytes } = self.weight;
-        let row_bytes = format.row_bytes(n_cols);
-        let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+    unsafe fn compute(
+        &self,
+        isa: Isa,
+        x: &[f32],
+        rounded: &Activations16,
+        n_tokens: usize,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let Matrix { format, n_rows, n_cols, values } = self.weight;
         // SAFETY: columns `rows` of a matrix `[n_tokens, n_rows]`, which only this call writes.
         let view = unsafe { OutView::from_raw(self.out.ptr(rows.start), n_rows, n_tokens, rows.len()) };
-        quant::matmul(isa, format, bytes, n_cols, x, view, scratch);
+        match values {
+            Values::Rows(bytes) => {
+                let row_bytes = format.row_bytes(n_cols);
+                let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+                quant::matmul(isa, format, bytes, n_cols, x, view, scratch);
+            }
+            Values::Interleaved(interleaved) => matmul16(interleaved, rows.clone(), rounded, view),
+        }
         let Some(bias) = self.bias else { return };
         for t in 0..n_tokens {
             // SAFETY: as above, row by row.

@@ -1,26 +1,55 @@
-//! The weights as the forward pass wants them: found once, by name.
+//! The weights as the forward pass wants them: found once, by name, and interleaved where that pays.
+#![allow(unsafe_code)] // Threads write parts of the same memory.
 
 use gguf_parser::TensorType;
-use quant::Format;
+use quant::{Format, Interleaved};
 use weight_loader::{Tensor, TensorSpec, Weights};
 
 use super::CpuError;
-use super::matmul::Matrix;
+use super::matmul::{Matrix, Values};
+use super::pool::{Pool, SharedSlice, share};
 use crate::ModelSpec;
 use crate::spec::{USABLE_ROPE_FACTORS, unusable_rope_factor};
 
-/// A matrix in the bytes of its file, kept alive.
-pub(super) struct Weight {
-    tensor: Tensor,
-    format: Format,
-    n_rows: usize,
-    n_cols: usize,
+/// A matrix, kept alive.
+pub(super) enum Weight {
+    /// In the bytes of its file.
+    InFile { tensor: Tensor, format: Format, n_rows: usize, n_cols: usize },
+    /// Interleaved, for products with activations of 16 bits.
+    Interleaved(Interleaved),
 }
 
 impl Weight {
     /// For a kernel.
     pub(super) fn matrix(&self) -> Matrix<'_> {
-        Matrix { format: self.format, n_rows: self.n_rows, n_cols: self.n_cols, bytes: self.tensor.bytes() }
+        match self {
+            Weight::InFile { tensor, format, n_rows, n_cols } => {
+                Matrix { format: *format, n_rows: *n_rows, n_cols: *n_cols, values: Values::Rows(tensor.bytes()) }
+            }
+            Weight::Interleaved(interleaved) => Matrix::interleaved(interleaved),
+        }
+    }
+
+    /// The same interleaved, where it can be: the file's pages are given back.
+    fn interleaved(self, pool: &Pool) -> Result<Self, CpuError> {
+        let Weight::InFile { tensor, format, n_rows, n_cols } = self else { return Ok(self) };
+        if !quant::can_interleave(format) {
+            return Ok(Weight::InFile { tensor, format, n_rows, n_cols });
+        }
+        let n_bytes = tensor.bytes().len() as u64;
+        let no_memory = |_| CpuError::Memory { what: "interleaved weights", n_bytes };
+        let mut interleaved = Interleaved::new(format, n_rows, n_cols).map_err(no_memory)?;
+        let n_groups = interleaved.n_groups();
+        let (memory, group_bytes) = interleaved.groups_mut();
+        let memory = SharedSlice::new(memory);
+        pool.run(|thread_idx, n_threads| {
+            let groups = share(n_groups, 1, thread_idx, n_threads);
+            // SAFETY: the shares of different threads do not overlap.
+            let to = unsafe { memory.range_mut(groups.start * group_bytes..groups.end * group_bytes) };
+            Interleaved::interleave_groups(format, n_cols, tensor.bytes(), groups, to);
+        });
+        tensor.give_back_pages();
+        Ok(Weight::Interleaved(interleaved))
     }
 }
 
@@ -67,34 +96,53 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Finds every tensor of `spec`.
-    pub(super) fn new(spec: &ModelSpec, weights: &Weights) -> Result<Self, CpuError> {
+    /// Finds every tensor of `spec`; with `pool`, interleaves what can be of the matrices that activations are multiplied
+    /// with.
+    pub(super) fn new(spec: &ModelSpec, weights: &Weights, pool: Option<&Pool>) -> Result<Self, CpuError> {
         let finder = Finder { weights, specs: spec.tensors() };
+        let matrix = |name: &str| {
+            let weight = finder.matrix(name)?;
+            match pool {
+                Some(pool) => weight.interleaved(pool),
+                None => Ok(weight),
+            }
+        };
         let layer = |i: usize| -> Result<Layer, CpuError> {
             let name = |leaf: &str| format!("blk.{i}.{leaf}");
             let bias = |leaf: &str| spec.qkv_bias.then(|| finder.vector(&name(leaf))).transpose();
             Ok(Layer {
                 attn_norm: finder.vector(&name("attn_norm.weight"))?,
-                q: finder.matrix(&name("attn_q.weight"))?,
-                k: finder.matrix(&name("attn_k.weight"))?,
-                v: finder.matrix(&name("attn_v.weight"))?,
+                q: matrix(&name("attn_q.weight"))?,
+                k: matrix(&name("attn_k.weight"))?,
+                v: matrix(&name("attn_v.weight"))?,
                 q_bias: bias("attn_q.bias")?,
                 k_bias: bias("attn_k.bias")?,
                 v_bias: bias("attn_v.bias")?,
-                attn_output: finder.matrix(&name("attn_output.weight"))?,
+                attn_output: matrix(&name("attn_output.weight"))?,
                 ffn_norm: finder.vector(&name("ffn_norm.weight"))?,
-                gate: finder.matrix(&name("ffn_gate.weight"))?,
-                up: finder.matrix(&name("ffn_up.weight"))?,
-                down: finder.matrix(&name("ffn_down.weight"))?,
+                gate: matrix(&name("ffn_gate.weight"))?,
+                up: matrix(&name("ffn_up.weight"))?,
+                down: matrix(&name("ffn_down.weight"))?,
             })
         };
         Ok(Self {
-            token_embd: finder.matrix("token_embd.weight")?,
+            // Where it is looked up in and no more, its pages are read as they are needed.
+            token_embd: if spec.tied_output {
+                matrix("token_embd.weight")
+            } else {
+                finder.matrix("token_embd.weight")
+            }?,
             layers: (0..spec.n_layers).map(layer).collect::<Result<_, _>>()?,
             output_norm: finder.vector("output_norm.weight")?,
-            output: (!spec.tied_output).then(|| finder.matrix("output.weight")).transpose()?,
+            output: (!spec.tied_output).then(|| matrix("output.weight")).transpose()?,
             rope_freqs: spec.rope.has_freqs.then(|| finder.rope_freqs()).transpose()?,
         })
+    }
+
+    /// Whether any weights are interleaved.
+    pub(super) fn has_interleaved(&self) -> bool {
+        let matrices = self.layers.iter().flat_map(|w| [&w.q, &w.k, &w.v, &w.attn_output, &w.gate, &w.up, &w.down]);
+        matrices.chain([self.output()]).any(|weight| matches!(weight, Weight::Interleaved(_)))
     }
 
     /// The matrix that turns the residual stream into logits. `[n_vocab, d_model]`
@@ -126,7 +174,7 @@ impl Finder<'_> {
         let tensor = self.tensor(name)?;
         let format = format_of(name, tensor.ty)?;
         let (n_rows, n_cols) = (tensor.shape[0] as usize, tensor.shape[1] as usize);
-        Ok(Weight { tensor, format, n_rows, n_cols })
+        Ok(Weight::InFile { tensor, format, n_rows, n_cols })
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>, CpuError> {

@@ -5,6 +5,7 @@ use half::f16;
 use quant::{Format, Isa};
 #[cfg(feature = "cuda")]
 use test_support::closeness::Closeness;
+use test_support::closeness::{Gates, relative_error};
 use test_support::gguf::GgufBuilder;
 use test_support::tiny_model::TinyModel;
 use transformer::KvType;
@@ -95,7 +96,7 @@ fn check(what: &str, format_of: impl Fn(usize) -> Format) {
     let [quantised, wide] = in_formats(format_of);
     let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 256).collect();
     for isa in Isa::available() {
-        let target = Target::Cpu(isa, KvType::F32);
+        let target = Target::Cpu(isa, KvType::F32, false);
         // A prompt of 34 tokens and six single ones: panels for many tokens and for few.
         let logits = |bytes: &[u8]| run(&mut *target.executor(bytes.to_vec()), &tokens, 34, None);
         let (got, expected) = (logits(&quantised), logits(&wide));
@@ -103,6 +104,15 @@ fn check(what: &str, format_of: impl Fn(usize) -> Format) {
         assert!(expected.iter().any(|x| x.abs() > 0.1), "{what}: logits of a model that says nothing");
         let same = got.iter().zip(&expected).filter(|(a, b)| a.to_bits() == b.to_bits()).count();
         assert_eq!(same, expected.len(), "{what} {isa:?}: logits with the bits of the F32 model's");
+    }
+    // Interleaved weights are multiplied with activations of 16 bits, and in another order.
+    if quant::has_matmul16() {
+        let [floats, interleaved] = [false, true].map(|interleave| {
+            let target = Target::Cpu(Isa::detect(), KvType::F32, interleave);
+            run(&mut *target.executor(quantised.clone()), &tokens, 34, None)
+        });
+        let error = relative_error(&interleaved, &floats);
+        assert!(error <= Gates::CPU_F32.run, "{what} interleaved: logits are off by {error:.1e}");
     }
 }
 

@@ -28,12 +28,10 @@ impl Watched for transformer::cuda::CudaExecutor {
 /// What runs a model, and how.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Target {
-    Cpu(Isa, KvType),
+    /// The last: whether weights are interleaved, where their format allows it.
+    Cpu(Isa, KvType, bool),
     #[cfg(feature = "cuda")]
-    Cuda {
-        graphs: bool,
-        dependent_launch: bool,
-    },
+    Cuda { graphs: bool, dependent_launch: bool },
 }
 
 /// What an executor has room for.
@@ -51,8 +49,8 @@ impl Target {
         if on_cuda() {
             return [false, true].map(|graphs| Target::Cuda { graphs, dependent_launch: true }).to_vec();
         }
-        let cpu = |isa| [Target::Cpu(isa, KvType::F32), Target::Cpu(isa, KvType::F16)];
-        Isa::available().into_iter().flat_map(cpu).collect()
+        let cpu = |(isa, interleave)| [KvType::F32, KvType::F16].map(|kv_type| Target::Cpu(isa, kv_type, interleave));
+        kernels().into_iter().flat_map(cpu).collect()
     }
 
     /// The most exact of them.
@@ -61,7 +59,7 @@ impl Target {
         if on_cuda() {
             return Target::Cuda { graphs: true, dependent_launch: true };
         }
-        Target::Cpu(Isa::detect(), KvType::F32)
+        Target::Cpu(Isa::detect(), KvType::F32, false)
     }
 
     /// With room for `max_seqs` sequences of `n_ctx` tokens, in steps of 128 rows.
@@ -79,10 +77,11 @@ impl Target {
         let Setup { n_ctx, max_seqs, max_batch_tokens } = setup;
         let gguf = file.gguf().unwrap();
         match self {
-            Target::Cpu(isa, kv_type) => {
+            Target::Cpu(isa, kv_type, interleave) => {
                 let weights =
                     weight_loader::load(file, &gguf, &ModelSpec::from_gguf(&gguf).unwrap().tensors(), &mut |_| ());
-                let options = CpuOptions { n_ctx: Some(n_ctx), max_seqs, max_batch_tokens, ..options(isa, kv_type) };
+                let own = CpuOptions { interleave, ..options(isa, kv_type) };
+                let options = CpuOptions { n_ctx: Some(n_ctx), max_seqs, max_batch_tokens, ..own };
                 Box::new(CpuExecutor::new(spec, weights.unwrap(), options).unwrap())
             }
             #[cfg(feature = "cuda")]
@@ -111,8 +110,8 @@ impl Target {
     /// The gates that its results have to pass.
     pub(crate) fn gates(self) -> Gates {
         match self {
-            Target::Cpu(_, KvType::F32) => Gates::CPU_F32,
-            Target::Cpu(_, KvType::F16) => Gates::CPU_F16,
+            Target::Cpu(_, KvType::F32, _) => Gates::CPU_F32,
+            Target::Cpu(_, KvType::F16, _) => Gates::CPU_F16,
             #[cfg(feature = "cuda")]
             Target::Cuda { .. } => Gates::CUDA,
         }
@@ -122,7 +121,9 @@ impl Target {
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Target::Cpu(isa, kv_type) => write!(f, "{} {kv_type:?}", isa.name()),
+            Target::Cpu(isa, kv_type, interleave) => {
+                write!(f, "{}{} {kv_type:?}", isa.name(), if *interleave { " vnni" } else { "" })
+            }
             #[cfg(feature = "cuda")]
             Target::Cuda { graphs, dependent_launch } => {
                 let graphs = if *graphs { " graphs" } else { "" };
@@ -138,9 +139,24 @@ pub(crate) fn on_cuda() -> bool {
     std::env::var("WORKER_TEST_DEVICE").is_ok_and(|device| device == "cuda")
 }
 
+/// The ways of computing that this machine has: every instruction set, and the best one with interleaved weights too.
+pub(crate) fn kernels() -> Vec<(Isa, bool)> {
+    let interleaved = quant::has_matmul16().then_some((Isa::detect(), true));
+    Isa::available().into_iter().map(|isa| (isa, false)).chain(interleaved).collect()
+}
+
 /// Options for a test's executor: every row of a run can be sampled.
 pub(crate) fn options(isa: Isa, kv_type: KvType) -> CpuOptions {
-    CpuOptions { n_threads: 2, n_ctx: Some(256), max_seqs: 128, max_batch_tokens: 128, kv_bytes: None, kv_type, isa }
+    CpuOptions {
+        n_threads: 2,
+        n_ctx: Some(256),
+        max_seqs: 128,
+        max_batch_tokens: 128,
+        kv_bytes: None,
+        kv_type,
+        isa,
+        interleave: false,
+    }
 }
 
 /// The spec and weights of a file's bytes.

@@ -29,7 +29,7 @@ proptest! {
             }
         }).collect();
         let pool = Pool::new(n_threads).expect("threads");
-        matmul(&pool, isa, &x, n_tokens, &mut products, &mut MatmulScratch::new(n_threads));
+        matmul(&pool, isa, &x, n_tokens, &mut products, &mut MatmulScratch::new(n_threads, 0));
         let row_bytes = Format::F16.row_bytes(n_cols);
         for (((n_rows, biased), w), out) in shapes.iter().zip(&weights).zip(&outs) {
             for (i, out) in out.iter().enumerate() {

@@ -53,7 +53,11 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
 
 fn measure_all(args: &BenchArgs, plan: &Plan, mut loaded: Loaded, seconds_to_ready: f64) -> anyhow::Result<()> {
     let ceiling = loaded.weights.as_ref().map(|weights| {
-        bandwidth::measure(&bandwidth::decoded_tensors(weights), loaded.device.threads(), plan.repetitions)
+        let tensors = bandwidth::decoded_tensors(weights);
+        let ceiling = bandwidth::measure(&tensors, loaded.device.threads(), plan.repetitions);
+        // What the executor has copied it does not read from the file again; the rest comes back with the first step.
+        tensors.iter().for_each(|tensor| tensor.give_back_pages());
+        ceiling
     });
     let mut report = Report::new(&source::name(&args.model), &loaded, seconds_to_ready, ceiling, args.json);
     report.head()?;

@@ -1,0 +1,120 @@
+//! Activations in 16 bits, as two planes of 8.
+
+use super::BLOCK;
+
+/// Rows of activations in blocks of 32: whole numbers of at most [`MOST`] in magnitude with one `f32` scale, kept as
+/// `256 high + low`, each a signed byte.
+#[derive(Debug, Default)]
+pub struct Activations16 {
+    row_len: usize,
+    n_rows: usize,
+    /// `[n_rows, row_len / 32, 2, 32]`: a block's high bytes, then its low ones.
+    pub(crate) quants: Vec<i8>,
+    /// `[n_rows, row_len / 32]`
+    pub(crate) scales: Vec<f32>,
+    /// Each block's sum. `[n_rows, row_len / 32]`
+    pub(crate) sums: Vec<i32>,
+}
+
+/// The greatest magnitude: one of which both bytes are in range.
+pub(super) const MOST: f32 = 127.0 * 256.0;
+
+/// Smaller than any activation that matters: a block of such is zeros.
+const TINY: f32 = 1e-30;
+
+impl Activations16 {
+    /// None yet, with room for `n_values`.
+    pub fn with_capacity(n_values: usize) -> Self {
+        let n_blocks = n_values.div_ceil(BLOCK);
+        Self {
+            quants: Vec::with_capacity(2 * n_values),
+            scales: Vec::with_capacity(n_blocks),
+            sums: Vec::with_capacity(n_blocks),
+            ..Self::default()
+        }
+    }
+
+    /// Bytes held.
+    pub fn n_bytes(&self) -> usize {
+        self.quants.capacity() + (self.scales.capacity() + self.sums.capacity()) * size_of::<f32>()
+    }
+
+    /// Elements of a row.
+    pub fn row_len(&self) -> usize {
+        self.row_len
+    }
+
+    /// Rows.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Makes it `n_rows` rows of `row_len`, to be written by [`Activations16::parts`].
+    ///
+    /// # Panics
+    /// When a row does not hold whole blocks of 32.
+    pub fn resize(&mut self, n_rows: usize, row_len: usize) {
+        assert!(row_len.is_multiple_of(BLOCK), "rows of {row_len} do not hold whole blocks of {BLOCK}");
+        (self.n_rows, self.row_len) = (n_rows, row_len);
+        let n_blocks = n_rows * row_len / BLOCK;
+        self.quants.resize(2 * n_rows * row_len, 0);
+        self.scales.resize(n_blocks, 0.0);
+        self.sums.resize(n_blocks, 0);
+    }
+
+    /// All blocks, to be written.
+    pub fn parts(&mut self) -> Activations16Parts<'_> {
+        Activations16Parts { quants: &mut self.quants, scales: &mut self.scales, sums: &mut self.sums }
+    }
+}
+
+/// Blocks of activations that are not written yet.
+#[derive(Debug)]
+pub struct Activations16Parts<'a> {
+    /// `[2 n]`
+    pub quants: &'a mut [i8],
+    /// `[n / 32]`
+    pub scales: &'a mut [f32],
+    /// Each block's sum. `[n / 32]`
+    pub sums: &'a mut [i32],
+}
+
+impl Activations16Parts<'_> {
+    /// Rounds `x`, which has as many values.
+    ///
+    /// The scale takes the greatest magnitude to [`MOST`]. One value that is no number makes its block's products none; so does an
+    /// infinite one.
+    pub fn quantize(self, x: &[f32]) {
+        assert_eq!(2 * x.len(), self.quants.len(), "activations");
+        #[cfg(target_arch = "x86_64")]
+        if super::has_matmul16() {
+            // SAFETY: the processor has the instructions, and the lengths fit.
+            return unsafe { super::avx512::quantize(x, self.quants, self.scales, self.sums) };
+        }
+        self.quantize_plainly(x);
+    }
+
+    /// The same in plain Rust.
+    #[doc(hidden)]
+    pub fn quantize_plainly(self, x: &[f32]) {
+        let blocks = x.chunks_exact(BLOCK).zip(self.quants.chunks_exact_mut(2 * BLOCK));
+        for ((x, quants), (scale, sum)) in blocks.zip(self.scales.iter_mut().zip(self.sums)) {
+            let (of_block, inverse) = scale_of(f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0)));
+            *scale = of_block;
+            *sum = 0;
+            let (high, low) = quants.split_at_mut(BLOCK);
+            for (i, x) in x.iter().enumerate() {
+                let quant = (x * inverse).round_ties_even() as i32;
+                high[i] = ((quant + 128) >> 8) as i8;
+                low[i] = (quant - 256 * i32::from(high[i])) as i8;
+                *sum += quant;
+            }
+        }
+    }
+}
+
+/// Of the greatest magnitude: the scale, and what values are multiplied with.
+#[inline(always)]
+pub(super) fn scale_of(max: f32) -> (f32, f32) {
+    (max / MOST, if max >= TINY { MOST / max } else { 0.0 })
+}

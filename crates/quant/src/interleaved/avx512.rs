@@ -1,0 +1,248 @@
+//! The product with AVX-512 VNNI.
+#![allow(clippy::needless_range_loop)] // Indices of groups, blocks and tokens, which address memory too.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::activations::scale_of;
+use super::{Activations16, BLOCK, GROUP, Interleaved};
+use crate::tile::OutView;
+
+/// Vectors of a block of a group.
+const COLUMNS: usize = BLOCK / 4;
+/// Tokens of a tile: with two groups, 16 sums of integers and 8 of floats fill the registers.
+const TILE_TOKENS: usize = 4;
+/// Bytes of interleaved weights that stay in the second-level cache while tokens go by.
+const PANEL_BYTES: usize = 256 << 10;
+
+/// How a format's interleaved blocks become columns.
+pub(super) trait Columns {
+    /// Bytes of a group's block, without its scales.
+    const BYTES: usize;
+    /// What has been added to every weight, as a power of two.
+    const OFFSET_SHIFT: u32;
+
+    /// Column `k`: elements `4 k` to `4 k + 3` of row `r` in lane `r`, unsigned.
+    ///
+    /// # Safety
+    /// A block may be read; the processor has the instructions.
+    unsafe fn column(block: *const u8, k: usize) -> __m512i;
+}
+
+/// Bytes with 128 added.
+pub(super) struct Bytes;
+
+impl Columns for Bytes {
+    const BYTES: usize = GROUP * BLOCK;
+    const OFFSET_SHIFT: u32 = 7;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn column(block: *const u8, k: usize) -> __m512i {
+        // SAFETY: within the block.
+        unsafe { _mm512_loadu_si512(block.add(k * 64).cast()) }
+    }
+}
+
+/// Two elements in a byte, with 8 added: the second is 16 elements further.
+pub(super) struct Nibbles;
+
+impl Columns for Nibbles {
+    const BYTES: usize = GROUP * BLOCK / 2;
+    const OFFSET_SHIFT: u32 = 3;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn column(block: *const u8, k: usize) -> __m512i {
+        // SAFETY: within the block.
+        let both = unsafe { _mm512_loadu_si512(block.add(k % 4 * 64).cast()) };
+        let at = if k < 4 { both } else { _mm512_srli_epi16::<4>(both) };
+        _mm512_and_si512(at, _mm512_set1_epi8(15))
+    }
+}
+
+/// Some rows by all tokens.
+///
+/// # Safety
+/// `rows` begin with a group; rows and tokens are those of the operands; the processor has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn matmul<F: Columns>(
+    weight: &Interleaved,
+    rows: Range<usize>,
+    x: &Activations16,
+    mut out: OutView<'_>,
+) {
+    let n_tokens = out.n_tokens();
+    let product =
+        Product { weight, x, n_blocks: weight.n_cols() / BLOCK, first_group: rows.start / GROUP, n_rows: rows.len() };
+    let n_groups = rows.len().div_ceil(GROUP);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        match n_tokens {
+            0 => {}
+            1 => product.groups::<F, 4, 1>(0..n_groups, 0, &mut out),
+            2 => product.groups::<F, 4, 2>(0..n_groups, 0, &mut out),
+            3 => product.groups::<F, 2, 3>(0..n_groups, 0, &mut out),
+            _ => {
+                let step = (PANEL_BYTES / weight.group_bytes().max(1)).max(2);
+                for first in (0..n_groups).step_by(step) {
+                    let groups = first..(first + step).min(n_groups);
+                    for token in (0..n_tokens).step_by(TILE_TOKENS) {
+                        let groups = groups.clone();
+                        match n_tokens - token {
+                            1 => product.groups::<F, 2, 1>(groups, token, &mut out),
+                            2 => product.groups::<F, 2, 2>(groups, token, &mut out),
+                            3 => product.groups::<F, 2, 3>(groups, token, &mut out),
+                            _ => product.groups::<F, 2, 4>(groups, token, &mut out),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The operands of a product.
+struct Product<'a> {
+    weight: &'a Interleaved,
+    x: &'a Activations16,
+    /// Of a row.
+    n_blocks: usize,
+    /// Where the rows begin.
+    first_group: usize,
+    n_rows: usize,
+}
+
+impl Product<'_> {
+    /// Some groups by `T` tokens, `G` groups at a time.
+    ///
+    /// # Safety
+    /// Groups and tokens are those of the operands.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn groups<F: Columns, const G: usize, const T: usize>(
+        &self,
+        groups: Range<usize>,
+        token: usize,
+        out: &mut OutView<'_>,
+    ) {
+        let n_tiles = groups.len() / G;
+        // SAFETY: as the caller vouches. Groups of a tile lie far apart: `G` long streams.
+        unsafe {
+            for tile in 0..n_tiles {
+                self.tile::<F, G, T>(groups.start + tile, n_tiles, token, out);
+            }
+            for group in groups.start + n_tiles * G..groups.end {
+                self.tile::<F, 1, T>(group, 0, token, out);
+            }
+        }
+    }
+
+    /// Groups `group`, `group + apart` and so on by `T` tokens.
+    ///
+    /// # Safety
+    /// As [`Product::groups`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn tile<F: Columns, const G: usize, const T: usize>(
+        &self,
+        group: usize,
+        apart: usize,
+        token: usize,
+        out: &mut OutView<'_>,
+    ) {
+        let Self { weight, x, n_blocks, first_group, n_rows } = *self;
+        let group_bytes = weight.group_bytes();
+        // SAFETY: blocks of the groups and of the tokens.
+        unsafe {
+            let first = weight.bytes().as_ptr().add((first_group + group) * group_bytes);
+            let w_scales: [*const u8; G] = std::array::from_fn(|g| first.add(g * apart * group_bytes));
+            let columns: [*const u8; G] = std::array::from_fn(|g| w_scales[g].add(n_blocks * GROUP * 2));
+            let at = |t: usize| (token + t) * n_blocks;
+            let quants: [*const i32; T] = std::array::from_fn(|t| x.quants.as_ptr().add(at(t) * 2 * BLOCK).cast());
+            let scales: [*const f32; T] = std::array::from_fn(|t| x.scales.as_ptr().add(at(t)));
+            let sums: [*const i32; T] = std::array::from_fn(|t| x.sums.as_ptr().add(at(t)));
+            let mut acc = [[_mm512_setzero_ps(); T]; G];
+            for b in 0..n_blocks {
+                let mut high = [[_mm512_setzero_si512(); T]; G];
+                let mut low = [[_mm512_setzero_si512(); T]; G];
+                for t in 0..T {
+                    let offset = _mm512_set1_epi32(-(*sums[t].add(b) << F::OFFSET_SHIFT));
+                    for g in 0..G {
+                        low[g][t] = offset;
+                    }
+                }
+                for k in 0..COLUMNS {
+                    let mut w = [_mm512_setzero_si512(); G];
+                    for g in 0..G {
+                        let block = columns[g].add(b * F::BYTES);
+                        if T == 1 {
+                            _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(k * 64 + PREFETCH_BYTES).cast());
+                        }
+                        w[g] = F::column(block, k);
+                    }
+                    for t in 0..T {
+                        let block = quants[t].add(b * 2 * COLUMNS);
+                        let a_high = _mm512_set1_epi32(block.add(k).read_unaligned());
+                        let a_low = _mm512_set1_epi32(block.add(COLUMNS + k).read_unaligned());
+                        for g in 0..G {
+                            high[g][t] = _mm512_dpbusd_epi32(high[g][t], w[g], a_high);
+                            low[g][t] = _mm512_dpbusd_epi32(low[g][t], w[g], a_low);
+                        }
+                    }
+                }
+                for g in 0..G {
+                    let halves = _mm256_loadu_si256(w_scales[g].add(b * GROUP * 2).cast());
+                    let w_scale = _mm512_cvtph_ps(halves);
+                    for t in 0..T {
+                        let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*scales[t].add(b)));
+                        let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[g][t]), low[g][t]);
+                        acc[g][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[g][t]);
+                    }
+                }
+            }
+            for g in 0..G {
+                let row = (group + g * apart) * GROUP;
+                for t in 0..T {
+                    let mut lanes = [0.0f32; GROUP];
+                    _mm512_storeu_ps(lanes.as_mut_ptr(), acc[g][t]);
+                    out.put_row(token + t, row, &lanes[..(n_rows - row).min(GROUP)]);
+                }
+            }
+        }
+    }
+}
+
+/// How far ahead of its loads a stream asks for weights.
+const PREFETCH_BYTES: usize = 1024;
+
+/// Rounds activations.
+///
+/// # Safety
+/// The lengths fit, and the processor has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn quantize(x: &[f32], quants: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        for b in 0..scales.len() {
+            let from = x.as_ptr().add(b * BLOCK);
+            let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+            // As integers, so that what is no number is the greatest.
+            let magnitude = |v: __m512| _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(i32::MAX));
+            let max = _mm512_reduce_max_epu32(_mm512_max_epu32(magnitude(low), magnitude(high)));
+            let (scale, inverse) = scale_of(f32::from_bits(max));
+            let inverse = _mm512_set1_ps(inverse);
+            let to = quants.as_mut_ptr().add(b * 2 * BLOCK);
+            let mut sum = _mm512_setzero_si512();
+            for (i, x) in [low, high].into_iter().enumerate() {
+                let quants = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+                let upper = _mm512_srai_epi32::<8>(_mm512_add_epi32(quants, _mm512_set1_epi32(128)));
+                let lower = _mm512_sub_epi32(quants, _mm512_slli_epi32::<8>(upper));
+                _mm_storeu_si128(to.add(16 * i).cast(), _mm512_cvtepi32_epi8(upper));
+                _mm_storeu_si128(to.add(BLOCK + 16 * i).cast(), _mm512_cvtepi32_epi8(lower));
+                sum = _mm512_add_epi32(sum, quants);
+            }
+            scales[b] = scale;
+            sums[b] = _mm512_reduce_add_epi32(sum);
+        }
+    }
+}
