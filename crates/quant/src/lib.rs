@@ -21,7 +21,7 @@
 //! # Interleaved weights
 //! On processors with AVX-512 VNNI there is a second product, [`matmul16()`]: of weights that have been copied, sixteen rows
 //! interleaved ([`Interleaved`]), with activations rounded to 16 bits ([`Activations16`]), in integers. It has its own order of
-//! operations, that of [`dot16()`], and the same promise.
+//! operations, that of [`dot16()`], and the same promise; and with AMX the same bits.
 //!
 //! # Adding a format
 //! One file in `formats/` with the block's layout, and one line in `formats/mod.rs`. The file says either how one vector is
@@ -76,7 +76,7 @@ pub use aligned::Aligned;
 pub use checksum::checksum;
 pub use formats::{Format, dequantize, quantize};
 pub use interleaved::{
-    Activations16, Activations16Parts, GROUP, Interleaved, can_interleave, dot16, has_matmul16, matmul16,
+    Activations16, Activations16Parts, GROUP, IntegerIsa, Interleaved, can_interleave, dot16, matmul16,
 };
 pub use isa::{Isa, Kernel};
 pub use matmul::{dot, matmul};

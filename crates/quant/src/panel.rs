@@ -66,6 +66,13 @@ impl Scratch {
         self.panel.n_bytes() + self.acc.n_bytes()
     }
 
+    /// The first `n_bytes`, on a cache line, for whatever they are needed for.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bytes(&mut self, n_bytes: usize) -> *mut u8 {
+        assert!(n_bytes <= size_of_val(&*self.panel), "{n_bytes} bytes of working memory");
+        self.panel.as_mut_ptr().cast()
+    }
+
     /// For products of any size.
     pub(crate) fn memory(&mut self) -> Memory<'_> {
         Memory { panel: &mut self.panel, acc: &mut self.acc }

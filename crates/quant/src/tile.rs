@@ -141,16 +141,14 @@ pub(crate) unsafe fn tile<S: Simd, F: BlockFormat, const R: usize, const T: usiz
 }
 
 impl OutView<'_> {
-    /// Writes neighbouring rows of one token.
+    /// Where an element lies; those of the rows after it follow.
     ///
     /// # Safety
-    /// The view has that token and those rows.
-    pub(crate) unsafe fn put_row(&mut self, token: usize, first_row: usize, values: &[f32]) {
-        // SAFETY: elements of the view, as the caller vouches.
-        unsafe {
-            let to = self.first.add(token * self.stride + first_row);
-            to.copy_from_nonoverlapping(values.as_ptr(), values.len());
-        }
+    /// The view has that token and that row.
+    #[inline(always)]
+    pub(crate) unsafe fn at(&mut self, token: usize, row: usize) -> *mut f32 {
+        // SAFETY: an element of the view, as the caller vouches.
+        unsafe { self.first.add(token * self.stride + row) }
     }
 
     /// Writes a tile's sums: of rows `row`, `row + row_step` and so on, and of neighbouring tokens.

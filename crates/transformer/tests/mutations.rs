@@ -2,7 +2,7 @@
 
 use gguf_parser::Gguf;
 use proptest::prelude::*;
-use quant::Isa;
+use quant::{IntegerIsa, Isa};
 use transformer::cpu::{CpuExecutor, CpuOptions};
 use transformer::{Batch, BlockId, Executor, KvType, ModelSpec, Role};
 use weight_loader::ModelFile;
@@ -32,7 +32,7 @@ fn run(bytes: Vec<u8>) -> Outcome {
         kv_bytes: Some(1 << 20),
         kv_type: KvType::F16,
         isa: Isa::detect(),
-        interleave: quant::has_matmul16(),
+        integers: IntegerIsa::detect(),
         n_ctx: None,
     };
     let Ok(mut executor) = CpuExecutor::new(spec, weights, options) else { return Outcome::NoExecutor };

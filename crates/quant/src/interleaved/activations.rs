@@ -87,7 +87,7 @@ impl Activations16Parts<'_> {
     pub fn quantize(self, x: &[f32]) {
         assert_eq!(2 * x.len(), self.quants.len(), "activations");
         #[cfg(target_arch = "x86_64")]
-        if super::has_matmul16() {
+        if super::IntegerIsa::Vnni.is_available() {
             // SAFETY: the processor has the instructions, and the lengths fit.
             return unsafe { super::avx512::quantize(x, self.quants, self.scales, self.sums) };
         }

@@ -61,7 +61,7 @@ impl Columns for Nibbles {
     }
 }
 
-/// Some rows by all tokens.
+/// Some rows by some tokens.
 ///
 /// # Safety
 /// `rows` begin with a group; rows and tokens are those of the operands; the processor has the instructions.
@@ -70,30 +70,30 @@ pub(super) unsafe fn matmul<F: Columns>(
     weight: &Interleaved,
     rows: Range<usize>,
     x: &Activations16,
-    mut out: OutView<'_>,
+    tokens: Range<usize>,
+    out: &mut OutView<'_>,
 ) {
-    let n_tokens = out.n_tokens();
     let product =
         Product { weight, x, n_blocks: weight.n_cols() / BLOCK, first_group: rows.start / GROUP, n_rows: rows.len() };
     let n_groups = rows.len().div_ceil(GROUP);
     // SAFETY: as the caller vouches.
     unsafe {
-        match n_tokens {
+        match tokens.len() {
             0 => {}
-            1 => product.groups::<F, 4, 1>(0..n_groups, 0, &mut out),
-            2 => product.groups::<F, 4, 2>(0..n_groups, 0, &mut out),
-            3 => product.groups::<F, 2, 3>(0..n_groups, 0, &mut out),
+            1 => product.groups::<F, 4, 1>(0..n_groups, tokens.start, out),
+            2 => product.groups::<F, 4, 2>(0..n_groups, tokens.start, out),
+            3 => product.groups::<F, 2, 3>(0..n_groups, tokens.start, out),
             _ => {
                 let step = (PANEL_BYTES / weight.group_bytes().max(1)).max(2);
                 for first in (0..n_groups).step_by(step) {
                     let groups = first..(first + step).min(n_groups);
-                    for token in (0..n_tokens).step_by(TILE_TOKENS) {
+                    for token in tokens.clone().step_by(TILE_TOKENS) {
                         let groups = groups.clone();
-                        match n_tokens - token {
-                            1 => product.groups::<F, 2, 1>(groups, token, &mut out),
-                            2 => product.groups::<F, 2, 2>(groups, token, &mut out),
-                            3 => product.groups::<F, 2, 3>(groups, token, &mut out),
-                            _ => product.groups::<F, 2, 4>(groups, token, &mut out),
+                        match tokens.end - token {
+                            1 => product.groups::<F, 2, 1>(groups, token, out),
+                            2 => product.groups::<F, 2, 2>(groups, token, out),
+                            3 => product.groups::<F, 2, 3>(groups, token, out),
+                            _ => product.groups::<F, 2, 4>(groups, token, out),
                         }
                     }
                 }
@@ -202,10 +202,9 @@ impl Product<'_> {
             }
             for g in 0..G {
                 let row = (group + g * apart) * GROUP;
+                let present = u16::MAX >> (GROUP - (n_rows - row).min(GROUP));
                 for t in 0..T {
-                    let mut lanes = [0.0f32; GROUP];
-                    _mm512_storeu_ps(lanes.as_mut_ptr(), acc[g][t]);
-                    out.put_row(token + t, row, &lanes[..(n_rows - row).min(GROUP)]);
+                    _mm512_mask_storeu_ps(out.at(token + t, row), present, acc[g][t]);
                 }
             }
         }

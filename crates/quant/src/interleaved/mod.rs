@@ -20,15 +20,20 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+mod isa;
 mod reference;
 mod weights;
 
 pub use activations::{Activations16, Activations16Parts};
+pub use isa::IntegerIsa;
 pub use reference::dot16;
 pub use weights::Interleaved;
 
 use crate::formats::Format;
+use crate::panel::Scratch;
 use crate::tile::OutView;
 use std::ops::Range;
 
@@ -36,14 +41,6 @@ use std::ops::Range;
 pub(crate) const BLOCK: usize = 32;
 /// Rows that are interleaved together: lanes of a vector.
 pub const GROUP: usize = 16;
-
-/// Whether this processor and operating system have the instructions. The answer is cached by the standard library.
-pub fn has_matmul16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return crate::Isa::Avx512.is_available() && is_x86_feature_detected!("avx512vnni");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
 
 /// Whether weights of this format can be interleaved: their blocks are numbers around zero with one scale.
 pub fn can_interleave(format: Format) -> bool {
@@ -56,18 +53,47 @@ pub fn can_interleave(format: Format) -> bool {
 ///
 /// # Panics
 /// When `rows` are not those of `out` or begin within a group, `x` does not have the tokens of `out` and the length of a row,
-/// or the processor lacks AVX-512 VNNI.
-pub fn matmul16(weight: &Interleaved, rows: Range<usize>, x: &Activations16, out: OutView<'_>) {
+/// or the processor lacks `isa`.
+pub fn matmul16(
+    isa: IntegerIsa,
+    weight: &Interleaved,
+    rows: Range<usize>,
+    x: &Activations16,
+    mut out: OutView<'_>,
+    scratch: &mut Scratch,
+) {
     assert!(rows.start.is_multiple_of(GROUP) && rows.end <= weight.n_rows(), "rows {rows:?} of {}", weight.n_rows());
     assert_eq!(rows.len(), out.n_rows(), "rows of out");
     assert_eq!((x.n_rows(), x.row_len()), (out.n_tokens(), weight.n_cols()), "x is [{}, n_cols]", out.n_tokens());
-    assert!(has_matmul16(), "this processor lacks AVX-512 VNNI");
+    assert!(isa.is_available(), "this processor lacks {}", isa.name());
     #[cfg(target_arch = "x86_64")]
     match weight.format() {
-        // SAFETY: the shapes have been checked, and the processor has the instructions.
-        Format::Q8_0 => unsafe { avx512::matmul::<avx512::Bytes>(weight, rows, x, out) },
-        // SAFETY: as above.
-        Format::Q4_0 => unsafe { avx512::matmul::<avx512::Nibbles>(weight, rows, x, out) },
+        Format::Q8_0 => run::<avx512::Bytes>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q4_0 => run::<avx512::Nibbles>(isa, weight, rows, x, &mut out, scratch),
         other => unreachable!("{other:?} is never interleaved"),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn run<F: avx512::Columns>(
+    isa: IntegerIsa,
+    weight: &Interleaved,
+    rows: Range<usize>,
+    x: &Activations16,
+    out: &mut OutView<'_>,
+    scratch: &mut Scratch,
+) {
+    let n_tokens = out.n_tokens();
+    let in_tiles = match isa {
+        IntegerIsa::Amx if x.row_len() > 0 => n_tokens / amx::TILE_TOKENS * amx::TILE_TOKENS,
+        // No tile is written where there is nothing to add up.
+        IntegerIsa::Vnni | IntegerIsa::Amx => 0,
+    };
+    // SAFETY: the caller has checked the shapes and that the processor has the instructions.
+    unsafe {
+        if in_tiles > 0 {
+            amx::matmul::<F>(weight, rows.clone(), x, out, scratch);
+        }
+        avx512::matmul::<F>(weight, rows, x, in_tiles..n_tokens, out);
     }
 }

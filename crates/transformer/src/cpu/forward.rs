@@ -79,7 +79,7 @@ impl Forward {
     ) -> Result<Self, CpuError> {
         let n_threads = options.n_threads;
         let pool = Pool::new(n_threads).map_err(|source| CpuError::Threads { n_threads, source })?;
-        let model = Model::new(&spec, weights, options.interleave.then_some(&pool))?;
+        let model = Model::new(&spec, weights, options.integers.map(|isa| (&pool, isa)))?;
         let widest = spec.d_model.max(spec.d_q()).max(spec.d_ff);
         let n_rounded = if model.has_interleaved() { options.max_batch_tokens * widest } else { 0 };
         let shape = KvShape {

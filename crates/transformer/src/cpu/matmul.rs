@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // Threads write columns of the same output.
 
 use super::pool::{Pool, SharedSlice, share};
-use quant::{Activations16, Activations16Parts, Format, Interleaved, Isa, OutView, Scratch, matmul16};
+use quant::{Activations16, Activations16Parts, Format, IntegerIsa, Interleaved, Isa, OutView, Scratch, matmul16};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -43,8 +43,8 @@ pub struct Matrix<'a> {
 pub enum Values<'a> {
     /// In the bytes of the file, row-major; multiplied with activations in F32.
     Rows(&'a [u8]),
-    /// Interleaved; multiplied with activations rounded to 16 bits.
-    Interleaved(&'a Interleaved),
+    /// Interleaved; multiplied with activations rounded to 16 bits, by these instructions.
+    Interleaved(&'a Interleaved, IntegerIsa),
 }
 
 impl<'a> Matrix<'a> {
@@ -56,9 +56,9 @@ impl<'a> Matrix<'a> {
     }
 
     /// Interleaved weights.
-    pub fn interleaved(interleaved: &'a Interleaved) -> Matrix<'a> {
+    pub fn interleaved(interleaved: &'a Interleaved, isa: IntegerIsa) -> Matrix<'a> {
         let (n_rows, n_cols) = (interleaved.n_rows(), interleaved.n_cols());
-        Matrix { format: interleaved.format(), n_rows, n_cols, values: Values::Interleaved(interleaved) }
+        Matrix { format: interleaved.format(), n_rows, n_cols, values: Values::Interleaved(interleaved, isa) }
     }
 
     /// One row, as `f32`.
@@ -70,7 +70,7 @@ impl<'a> Matrix<'a> {
         let row_bytes = self.format.row_bytes(self.n_cols);
         match self.values {
             Values::Rows(bytes) => quant::dequantize(self.format, &bytes[row * row_bytes..][..row_bytes], out),
-            Values::Interleaved(interleaved) => interleaved.row(row, out),
+            Values::Interleaved(interleaved, _) => interleaved.row(row, out),
         }
     }
 }
@@ -112,7 +112,8 @@ impl MatmulScratch {
 /// which products share the call.
 ///
 /// # Panics
-/// When a shape does not fit, there are more than [`MAX_PRODUCTS`], `scratch` is for fewer threads than `pool` has, or the processor lacks `isa`.
+/// When a shape does not fit, there are more than [`MAX_PRODUCTS`], `scratch` is for fewer threads than `pool` has, or the processor lacks `isa` or those of
+/// interleaved weights.
 pub fn matmul(
     pool: &Pool,
     isa: Isa,
@@ -129,7 +130,7 @@ pub fn matmul(
         return;
     }
     let MatmulScratch { per_thread, activations } = scratch;
-    if let Some(interleaved) = parts.iter().flatten().find(|part| matches!(part.weight.values, Values::Interleaved(_)))
+    if let Some(interleaved) = parts.iter().flatten().find(|part| matches!(part.weight.values, Values::Interleaved(..)))
     {
         round(pool, x, n_tokens, interleaved.weight.n_cols, activations);
     }
@@ -228,7 +229,9 @@ impl<'a> Part<'a> {
                 let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
                 quant::matmul(isa, format, bytes, n_cols, x, view, scratch);
             }
-            Values::Interleaved(interleaved) => matmul16(interleaved, rows.clone(), rounded, view),
+            Values::Interleaved(interleaved, integers) => {
+                matmul16(integers, interleaved, rows.clone(), rounded, view, scratch)
+            }
         }
         let Some(bias) = self.bias else { return };
         for t in 0..n_tokens {

@@ -2,7 +2,7 @@
 //!
 //! [`CpuExecutor`] checks the batch, then [`forward`](Executor::forward) reads like the paper, one kernel after the other.
 //! Activations, norms, scores and the residual stream are F32; weights are read in the format of their file, where they lie
-//! in it or interleaved ([`CpuOptions::interleave`]); keys and values are F16 or F32 ([`KvType`]). All memory that a step needs is taken when the executor is made.
+//! in it or interleaved ([`CpuOptions::integers`]); keys and values are F16 or F32 ([`KvType`]). All memory that a step needs is taken when the executor is made.
 //!
 //! Every product takes its sum in one order, given by the instruction set and the format alone. So a row's bits depend on its
 //! sequence's tokens and on nothing else: not on its role, its neighbours, the cut into steps, or the threads.
@@ -16,7 +16,7 @@ pub mod ops;
 pub mod pool;
 mod probe;
 
-use quant::Isa;
+use quant::{IntegerIsa, Isa};
 use weight_loader::Weights;
 
 use crate::validate::validate;
@@ -50,9 +50,9 @@ pub struct CpuOptions {
     pub kv_type: KvType,
     /// Instructions to compute with.
     pub isa: Isa,
-    /// Whether matrices in formats that allow it are interleaved as they are loaded, and multiplied with activations rounded
-    /// to 16 bits instead of F32: faster, and in memory of this process's own. Only on processors with AVX-512 VNNI.
-    pub interleave: bool,
+    /// With these instructions, matrices in formats that allow it are interleaved as they are loaded, and multiplied with
+    /// activations rounded to 16 bits instead of F32: faster, and in memory of this process's own.
+    pub integers: Option<IntegerIsa>,
 }
 
 impl Default for CpuOptions {
@@ -66,7 +66,7 @@ impl Default for CpuOptions {
             kv_bytes: None,
             kv_type: KvType::default(),
             isa: Isa::detect(),
-            interleave: quant::has_matmul16(),
+            integers: IntegerIsa::detect(),
         }
     }
 }
@@ -136,7 +136,6 @@ impl CpuExecutor {
         check("max_batch_tokens", options.max_batch_tokens, MAX_BATCH_TOKENS)?;
         let n_ctx = options.n_ctx.unwrap_or(spec.n_ctx);
         check("n_ctx", n_ctx, spec.n_ctx)?;
-        let options = CpuOptions { interleave: options.interleave && quant::has_matmul16(), ..options };
 
         let kv = match options.kv_bytes {
             Some(kv_bytes) => KvGeometry::of_bytes(&spec, options.kv_type, kv_bytes)?,
@@ -145,9 +144,10 @@ impl CpuExecutor {
         // A pool smaller than the context cannot hold a sequence as long as that.
         let n_ctx = n_ctx.min(kv.n_tokens());
         let forward = Forward::new(spec.clone(), &weights, &options, &kv, n_ctx)?;
-        let vnni = if forward.has_interleaved() { ", vnni" } else { "" };
+        let integers = options.integers.filter(|_| forward.has_interleaved());
+        let integers = integers.map_or(String::new(), |isa| format!(", {}", isa.name()));
         let info = ExecutorInfo {
-            device: format!("cpu ({} threads, {}{vnni})", options.n_threads, options.isa.name()),
+            device: format!("cpu ({} threads, {}{integers})", options.n_threads, options.isa.name()),
             n_vocab: spec.n_vocab,
             n_ctx,
             block_tokens: BLOCK_TOKENS,

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // Threads write parts of the same memory.
 
 use gguf_parser::TensorType;
-use quant::{Format, Interleaved};
+use quant::{Format, IntegerIsa, Interleaved};
 use weight_loader::{Tensor, TensorSpec, Weights};
 
 use super::CpuError;
@@ -16,7 +16,7 @@ pub(super) enum Weight {
     /// In the bytes of its file.
     InFile { tensor: Tensor, format: Format, n_rows: usize, n_cols: usize },
     /// Interleaved, for products with activations of 16 bits.
-    Interleaved(Interleaved),
+    Interleaved(Interleaved, IntegerIsa),
 }
 
 impl Weight {
@@ -26,12 +26,12 @@ impl Weight {
             Weight::InFile { tensor, format, n_rows, n_cols } => {
                 Matrix { format: *format, n_rows: *n_rows, n_cols: *n_cols, values: Values::Rows(tensor.bytes()) }
             }
-            Weight::Interleaved(interleaved) => Matrix::interleaved(interleaved),
+            Weight::Interleaved(interleaved, isa) => Matrix::interleaved(interleaved, *isa),
         }
     }
 
     /// The same interleaved, where it can be: the file's pages are given back.
-    fn interleaved(self, pool: &Pool) -> Result<Self, CpuError> {
+    fn interleaved(self, pool: &Pool, isa: IntegerIsa) -> Result<Self, CpuError> {
         let Weight::InFile { tensor, format, n_rows, n_cols } = self else { return Ok(self) };
         if !quant::can_interleave(format) {
             return Ok(Weight::InFile { tensor, format, n_rows, n_cols });
@@ -49,7 +49,7 @@ impl Weight {
             Interleaved::interleave_groups(format, n_cols, tensor.bytes(), groups, to);
         });
         tensor.give_back_pages();
-        Ok(Weight::Interleaved(interleaved))
+        Ok(Weight::Interleaved(interleaved, isa))
     }
 }
 
@@ -96,14 +96,18 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// Finds every tensor of `spec`; with `pool`, interleaves what can be of the matrices that activations are multiplied
+    /// Finds every tensor of `spec`; with `integers`, interleaves what can be of the matrices that activations are multiplied
     /// with.
-    pub(super) fn new(spec: &ModelSpec, weights: &Weights, pool: Option<&Pool>) -> Result<Self, CpuError> {
+    pub(super) fn new(
+        spec: &ModelSpec,
+        weights: &Weights,
+        integers: Option<(&Pool, IntegerIsa)>,
+    ) -> Result<Self, CpuError> {
         let finder = Finder { weights, specs: spec.tensors() };
         let matrix = |name: &str| {
             let weight = finder.matrix(name)?;
-            match pool {
-                Some(pool) => weight.interleaved(pool),
+            match integers {
+                Some((pool, isa)) => weight.interleaved(pool, isa),
                 None => Ok(weight),
             }
         };
@@ -142,7 +146,7 @@ impl Model {
     /// Whether any weights are interleaved.
     pub(super) fn has_interleaved(&self) -> bool {
         let matrices = self.layers.iter().flat_map(|w| [&w.q, &w.k, &w.v, &w.attn_output, &w.gate, &w.up, &w.down]);
-        matrices.chain([self.output()]).any(|weight| matches!(weight, Weight::Interleaved(_)))
+        matrices.chain([self.output()]).any(|weight| matches!(weight, Weight::Interleaved(..)))
     }
 
     /// The matrix that turns the residual stream into logits. `[n_vocab, d_model]`

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use proptest::prelude::*;
-use quant::Isa;
+use quant::{IntegerIsa, Isa};
 use transformer::cpu::CpuOptions;
 use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, KvType, ModelSpec, Role};
 
@@ -86,9 +86,9 @@ fn ample(case: &Case, target: Target) -> Box<dyn Watched> {
 }
 
 /// The same on the CPU, with so many threads.
-fn threads(isa: Isa, interleave: bool, n_threads: usize) -> CpuOptions {
+fn threads(isa: Isa, integers: Option<IntegerIsa>, n_threads: usize) -> CpuOptions {
     let options = options(isa, KvType::F16);
-    CpuOptions { n_threads, n_ctx: Some(112), max_seqs: 8, max_batch_tokens: 128, interleave, ..options }
+    CpuOptions { n_threads, n_ctx: Some(112), max_seqs: 8, max_batch_tokens: 128, integers, ..options }
 }
 
 /// Targets that differ in their bits or in how they come to them; the kind of KV cache does not matter here.
@@ -169,11 +169,11 @@ fn alone_and_in_a_ragged_batch_of_8_give_the_same_bits() {
 fn any_number_of_threads_gives_the_same_bits() {
     for_each(|case, target| {
         #[allow(irrefutable_let_patterns, reason = "without the feature `cuda` there is no other target")]
-        let Target::Cpu(isa, _, interleave) = target else { return };
+        let Target::Cpu(isa, _, integers) = target else { return };
         let sequences: Vec<Sequence> = (0..3).map(|i| Sequence::new(&tokens(case, i, 40 + i), 33)).collect();
-        let want = drive(&mut executor(case.bytes(), threads(isa, interleave, 1)), &sequences);
+        let want = drive(&mut executor(case.bytes(), threads(isa, integers, 1)), &sequences);
         for n_threads in [2, 3, 8] {
-            let got = drive(&mut executor(case.bytes(), threads(isa, interleave, n_threads)), &sequences);
+            let got = drive(&mut executor(case.bytes(), threads(isa, integers, n_threads)), &sequences);
             assert!(got == want, "{} {target}: {n_threads} threads differ", case.name);
         }
     });

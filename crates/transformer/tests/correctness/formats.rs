@@ -2,7 +2,7 @@
 
 use gguf_parser::TensorType;
 use half::f16;
-use quant::{Format, Isa};
+use quant::{Format, IntegerIsa, Isa};
 #[cfg(feature = "cuda")]
 use test_support::closeness::Closeness;
 use test_support::closeness::{Gates, relative_error};
@@ -96,7 +96,7 @@ fn check(what: &str, format_of: impl Fn(usize) -> Format) {
     let [quantised, wide] = in_formats(format_of);
     let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 256).collect();
     for isa in Isa::available() {
-        let target = Target::Cpu(isa, KvType::F32, false);
+        let target = Target::Cpu(isa, KvType::F32, None);
         // A prompt of 34 tokens and six single ones: panels for many tokens and for few.
         let logits = |bytes: &[u8]| run(&mut *target.executor(bytes.to_vec()), &tokens, 34, None);
         let (got, expected) = (logits(&quantised), logits(&wide));
@@ -106,13 +106,17 @@ fn check(what: &str, format_of: impl Fn(usize) -> Format) {
         assert_eq!(same, expected.len(), "{what} {isa:?}: logits with the bits of the F32 model's");
     }
     // Interleaved weights are multiplied with activations of 16 bits, and in another order.
-    if quant::has_matmul16() {
-        let [floats, interleaved] = [false, true].map(|interleave| {
-            let target = Target::Cpu(Isa::detect(), KvType::F32, interleave);
-            run(&mut *target.executor(quantised.clone()), &tokens, 34, None)
-        });
-        let error = relative_error(&interleaved, &floats);
+    let logits = |integers| {
+        let target = Target::Cpu(Isa::detect(), KvType::F32, integers);
+        run(&mut *target.executor(quantised.clone()), &tokens, 34, None)
+    };
+    let floats = logits(None);
+    let of_all: Vec<Vec<f32>> = IntegerIsa::available().into_iter().map(|isa| logits(Some(isa))).collect();
+    for interleaved in &of_all {
+        let error = relative_error(interleaved, &floats);
         assert!(error <= Gates::CPU_F32.run, "{what} interleaved: logits are off by {error:.1e}");
+        let same = interleaved.iter().zip(&of_all[0]).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "{what} interleaved: other bits with other instructions");
     }
 }
 

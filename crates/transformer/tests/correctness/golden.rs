@@ -192,7 +192,8 @@ fn minutes(haiku: &Case) -> Vec<Minute> {
 fn minute_targets() -> Vec<Target> {
     let best = Isa::detect();
     // The haiku model's weights are F16, which is never interleaved.
-    let is_other = |target: &Target| matches!(target, Target::Cpu(isa, _, interleave) if *isa != best || *interleave);
+    let is_other =
+        |target: &Target| matches!(target, Target::Cpu(isa, _, integers) if *isa != best || integers.is_some());
     Target::all().into_iter().filter(|target| !is_other(target)).collect()
 }
 
@@ -232,7 +233,7 @@ fn greedy_choices_over_sixty_minute_words_are_those_of_the_reference() {
 
 /// What [`Target`]s are compared with that are less exact: the processor's instructions, with F32 keys and values.
 fn exact_cpu() -> Target {
-    Target::Cpu(Isa::detect(), KvType::F32, false)
+    Target::Cpu(Isa::detect(), KvType::F32, None)
 }
 
 /// A prompt and what follows it greedily, up to `end`.

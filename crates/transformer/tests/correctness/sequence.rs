@@ -1,7 +1,7 @@
 //! One sequence driven through an executor, as an engine would.
 
 use gguf_parser::Gguf;
-use quant::Isa;
+use quant::{IntegerIsa, Isa};
 use test_support::closeness::Gates;
 use transformer::cpu::{CpuExecutor, CpuOptions, Probe};
 use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, ExecutorError, KvType, ModelSpec, Role};
@@ -28,8 +28,8 @@ impl Watched for transformer::cuda::CudaExecutor {
 /// What runs a model, and how.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Target {
-    /// The last: whether weights are interleaved, where their format allows it.
-    Cpu(Isa, KvType, bool),
+    /// The last: what interleaved weights are multiplied with, and that there are any.
+    Cpu(Isa, KvType, Option<IntegerIsa>),
     #[cfg(feature = "cuda")]
     Cuda { graphs: bool, dependent_launch: bool },
 }
@@ -49,7 +49,7 @@ impl Target {
         if on_cuda() {
             return [false, true].map(|graphs| Target::Cuda { graphs, dependent_launch: true }).to_vec();
         }
-        let cpu = |(isa, interleave)| [KvType::F32, KvType::F16].map(|kv_type| Target::Cpu(isa, kv_type, interleave));
+        let cpu = |(isa, integers)| [KvType::F32, KvType::F16].map(|kv_type| Target::Cpu(isa, kv_type, integers));
         kernels().into_iter().flat_map(cpu).collect()
     }
 
@@ -59,7 +59,7 @@ impl Target {
         if on_cuda() {
             return Target::Cuda { graphs: true, dependent_launch: true };
         }
-        Target::Cpu(Isa::detect(), KvType::F32, false)
+        Target::Cpu(Isa::detect(), KvType::F32, None)
     }
 
     /// With room for `max_seqs` sequences of `n_ctx` tokens, in steps of 128 rows.
@@ -77,10 +77,10 @@ impl Target {
         let Setup { n_ctx, max_seqs, max_batch_tokens } = setup;
         let gguf = file.gguf().unwrap();
         match self {
-            Target::Cpu(isa, kv_type, interleave) => {
+            Target::Cpu(isa, kv_type, integers) => {
                 let weights =
                     weight_loader::load(file, &gguf, &ModelSpec::from_gguf(&gguf).unwrap().tensors(), &mut |_| ());
-                let own = CpuOptions { interleave, ..options(isa, kv_type) };
+                let own = CpuOptions { integers, ..options(isa, kv_type) };
                 let options = CpuOptions { n_ctx: Some(n_ctx), max_seqs, max_batch_tokens, ..own };
                 Box::new(CpuExecutor::new(spec, weights.unwrap(), options).unwrap())
             }
@@ -121,8 +121,8 @@ impl Target {
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Target::Cpu(isa, kv_type, interleave) => {
-                write!(f, "{}{} {kv_type:?}", isa.name(), if *interleave { " vnni" } else { "" })
+            Target::Cpu(isa, kv_type, integers) => {
+                write!(f, "{} {kv_type:?}", integers.map_or(isa.name(), IntegerIsa::name))
             }
             #[cfg(feature = "cuda")]
             Target::Cuda { graphs, dependent_launch } => {
@@ -139,10 +139,10 @@ pub(crate) fn on_cuda() -> bool {
     std::env::var("WORKER_TEST_DEVICE").is_ok_and(|device| device == "cuda")
 }
 
-/// The ways of computing that this machine has: every instruction set, and the best one with interleaved weights too.
-pub(crate) fn kernels() -> Vec<(Isa, bool)> {
-    let interleaved = quant::has_matmul16().then_some((Isa::detect(), true));
-    Isa::available().into_iter().map(|isa| (isa, false)).chain(interleaved).collect()
+/// The ways of computing that this machine has: every instruction set, and the best one with interleaved weights.
+pub(crate) fn kernels() -> Vec<(Isa, Option<IntegerIsa>)> {
+    let interleaved = IntegerIsa::available().into_iter().map(|integers| (Isa::detect(), Some(integers)));
+    Isa::available().into_iter().map(|isa| (isa, None)).chain(interleaved).collect()
 }
 
 /// Options for a test's executor: every row of a run can be sampled.
@@ -155,7 +155,7 @@ pub(crate) fn options(isa: Isa, kv_type: KvType) -> CpuOptions {
         kv_bytes: None,
         kv_type,
         isa,
-        interleave: false,
+        integers: None,
     }
 }
 

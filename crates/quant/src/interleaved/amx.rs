@@ -1,0 +1,267 @@
+//! The product with AMX: tiles of sixteen rows by sixteen tokens, for prompts.
+//!
+//! A tile product of 32 elements gives a block's sums of integers for each plane of the activations' bytes. They go through
+//! the first-level cache to vectors, which add them up as every kernel here does, so that the bits are the same; while they do,
+//! the tile unit is at the next block. A tile could hold 64 elements, but then it would add up two blocks that have different
+//! scales.
+//!
+//! Measured on a core of Sapphire Rapids: 37 ns for a block of 16 rows by 16 tokens, or 220 billion products with 16 bits a
+//! second; 25 ns of that are the tile unit's and its loads and stores, 17 the vectors'. The VNNI kernel peaks at 64 products a
+//! cycle.
+//!
+//! The intrinsics are not stable in Rust, hence `asm!`. Tiles 0 and 1 hold the sums of the high and the low bytes, 4 and 5 the
+//! bytes of sixteen tokens, 6 those of sixteen rows.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use super::avx512::Columns;
+use super::{Activations16, BLOCK, GROUP, Interleaved};
+use crate::panel::Scratch;
+use crate::tile::OutView;
+
+/// Tokens of a tile.
+pub(super) const TILE_TOKENS: usize = 16;
+/// Groups that are unpacked together, and serve all tokens.
+const PANEL_GROUPS: usize = 8;
+/// Blocks of a row that are unpacked together: those of sixteen tokens stay in the first-level cache meanwhile.
+const STRETCH: usize = 32;
+/// Bytes of a group's block, unpacked.
+const BLOCK_BYTES: usize = GROUP * BLOCK;
+/// Bytes of a panel.
+pub(crate) const PANEL_BYTES: usize = PANEL_GROUPS * STRETCH * BLOCK_BYTES;
+/// Sums of a tile.
+const SUMS: usize = TILE_TOKENS * GROUP;
+
+/// Whether this processor, which has AVX-512, has the instructions, and the system lets this process use them: it is asked once.
+pub(super) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        // Bits 24 and 25: AMX-TILE and AMX-INT8. Leaf 7 is there where AVX-512 is.
+        __cpuid_count(7, 0).edx >> 24 & 3 == 3 && may_use_tiles()
+    })
+}
+
+/// Asks the system for the tiles' state, which is so large that it is only saved for those who ask; for all threads.
+fn may_use_tiles() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+        // SAFETY: takes two numbers and touches no memory of ours.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// What the tiles are, as the processor reads it.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+const CONFIG: Config = {
+    let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    (config.row_bytes[0], config.rows[0]) = (64, TILE_TOKENS as u8);
+    (config.row_bytes[1], config.rows[1]) = (64, TILE_TOKENS as u8);
+    (config.row_bytes[4], config.rows[4]) = (BLOCK as u16, TILE_TOKENS as u8);
+    (config.row_bytes[5], config.rows[5]) = (BLOCK as u16, TILE_TOKENS as u8);
+    (config.row_bytes[6], config.rows[6]) = (64, (BLOCK / 4) as u8);
+    config
+};
+
+/// The tiles of this thread, from the moment that they are configured until they are released: then the system need not save
+/// them any more.
+struct Tiles;
+
+impl Tiles {
+    /// # Safety
+    /// [`is_available`].
+    unsafe fn configure() -> Tiles {
+        // SAFETY: reads 64 bytes; the tiles are nobody else's.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly)) };
+        Tiles
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: they have been configured, so the instruction is there.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// Sums of a block's high bytes and of its low ones, `[2, 16 tokens, 16 rows]`; two blocks' in turn.
+#[repr(align(64))]
+struct Sums([[i32; 2 * SUMS]; 2]);
+
+/// Some rows by tokens from the first to the last whole sixteen.
+///
+/// # Safety
+/// `rows` begin with a group; rows and tokens are those of the operands; [`is_available`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) unsafe fn matmul<F: Columns>(
+    weight: &Interleaved,
+    rows: Range<usize>,
+    x: &Activations16,
+    out: &mut OutView<'_>,
+    scratch: &mut Scratch,
+) {
+    let n_blocks = weight.n_cols() / BLOCK;
+    let panel = scratch.bytes(PANEL_BYTES);
+    let (first_group, n_groups) = (rows.start / GROUP, rows.len().div_ceil(GROUP));
+    let mut sums = Sums([[0; 2 * SUMS]; 2]);
+    // SAFETY: as the caller vouches.
+    let _tiles = unsafe { Tiles::configure() };
+    for group in (0..n_groups).step_by(PANEL_GROUPS) {
+        let groups = group..(group + PANEL_GROUPS).min(n_groups);
+        for block in (0..n_blocks).step_by(STRETCH) {
+            let blocks = block..(block + STRETCH).min(n_blocks);
+            let mut product = Product { weight, x, n_blocks, blocks, panel, sums: &mut sums };
+            // SAFETY: groups and tokens of the operands, a panel of their blocks, and tiles that are configured.
+            unsafe {
+                product.unpack::<F>(first_group + groups.start..first_group + groups.end);
+                for token in (0..out.n_tokens() / TILE_TOKENS * TILE_TOKENS).step_by(TILE_TOKENS) {
+                    for (i, group) in groups.clone().enumerate() {
+                        product.tile(i, first_group + group, group * GROUP, token, out);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The operands of a product, a stretch of their blocks, and memory to unpack weights to.
+struct Product<'a> {
+    weight: &'a Interleaved,
+    x: &'a Activations16,
+    /// Of a row.
+    n_blocks: usize,
+    blocks: Range<usize>,
+    /// Signed bytes. `[PANEL_GROUPS, STRETCH, 8, 16, 4]`
+    panel: *mut u8,
+    sums: &'a mut Sums,
+}
+
+impl Product<'_> {
+    /// Takes the offset off some groups' weights.
+    ///
+    /// # Safety
+    /// They are at most as many as a panel's.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn unpack<F: Columns>(&self, groups: Range<usize>) {
+        let offset = _mm512_set1_epi8((1u8 << F::OFFSET_SHIFT) as i8);
+        for (i, group) in groups.enumerate() {
+            // SAFETY: blocks of the group, and room for as many in the panel.
+            unsafe {
+                let from =
+                    self.weight.bytes().as_ptr().add(group * self.weight.group_bytes() + self.n_blocks * GROUP * 2);
+                let to = self.panel.add(i * STRETCH * BLOCK_BYTES);
+                for (at, b) in self.blocks.clone().enumerate() {
+                    for k in 0..BLOCK / 4 {
+                        let column = _mm512_sub_epi8(F::column(from.add(b * F::BYTES), k), offset);
+                        _mm512_store_si512(to.add(at * BLOCK_BYTES + k * 64).cast(), column);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries the sums of sixteen rows and tokens on along the stretch. The rows are those of `group` in the matrix, `i` in
+    /// the panel, and from `row` on in `out`, where the sums rest between stretches.
+    ///
+    /// # Safety
+    /// The operands have all of them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn tile(&mut self, i: usize, group: usize, row: usize, token: usize, out: &mut OutView<'_>) {
+        let Self { weight, x, n_blocks, ref blocks, panel, ref mut sums } = *self;
+        let first = token * n_blocks + blocks.start;
+        let present = u16::MAX >> (GROUP - (out.n_rows() - row).min(GROUP));
+        let mut acc = [_mm512_setzero_ps(); TILE_TOKENS];
+        // SAFETY: as the caller vouches; lanes of rows that there are not are neither read nor written.
+        unsafe {
+            if blocks.start > 0 {
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm512_maskz_loadu_ps(present, out.at(token + t, row));
+                }
+            }
+            let quants = x.quants.as_ptr().add(first * 2 * BLOCK);
+            let a_scales = x.scales.as_ptr().add(first);
+            let w_scales = weight.bytes().as_ptr().add(group * weight.group_bytes() + blocks.start * GROUP * 2);
+            let columns = panel.add(i * STRETCH * BLOCK_BYTES);
+            let n = blocks.len();
+            multiply(quants, n_blocks * 2 * BLOCK, columns, &mut sums.0[0]);
+            for b in 0..n {
+                if b + 1 < n {
+                    let (quants, columns) = (quants.add((b + 1) * 2 * BLOCK), columns.add((b + 1) * BLOCK_BYTES));
+                    multiply(quants, n_blocks * 2 * BLOCK, columns, &mut sums.0[(b + 1) % 2]);
+                }
+                let w_scale = _mm512_cvtph_ps(_mm256_loadu_si256(w_scales.add(b * GROUP * 2).cast()));
+                add_up(&sums.0[b % 2], w_scale, a_scales.add(b), n_blocks, &mut acc);
+            }
+            for (t, acc) in acc.into_iter().enumerate() {
+                _mm512_mask_storeu_ps(out.at(token + t, row), present, acc);
+            }
+        }
+    }
+}
+
+/// The sums of one block: of sixteen tokens, `stride` bytes apart, by a group's columns.
+///
+/// # Safety
+/// Blocks of the tokens, and of a group; the tiles are configured.
+#[inline(always)]
+unsafe fn multiply(quants: *const i8, stride: usize, columns: *const u8, sums: &mut [i32; 2 * SUMS]) {
+    // SAFETY: reads the blocks and writes the sums. Nothing else uses tiles.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{quants} + {stride}*1]",
+            "tileloadd tmm5, [{quants} + {stride}*1 + 32]",
+            "tileloadd tmm6, [{columns} + {line}*1]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tdpbssd tmm1, tmm5, tmm6",
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + 1024], tmm1",
+            quants = in(reg) quants,
+            stride = in(reg) stride,
+            columns = in(reg) columns,
+            line = in(reg) 64usize,
+            sums = in(reg) sums.as_mut_ptr(),
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// `acc[t] = fma(256 high[t] + low[t], w_scale * a_scale[t], acc[t])`; the tokens' scales are `stride` apart.
+///
+/// # Safety
+/// There are as many scales.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn add_up(
+    sums: &[i32; 2 * SUMS],
+    w_scale: __m512,
+    a_scales: *const f32,
+    stride: usize,
+    acc: &mut [__m512; TILE_TOKENS],
+) {
+    for (t, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: sixteen sums of each plane, and the token's scale.
+        unsafe {
+            let high = _mm512_load_si512(sums.as_ptr().add(t * GROUP).cast());
+            let low = _mm512_load_si512(sums.as_ptr().add(SUMS + t * GROUP).cast());
+            let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+            let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*a_scales.add(t * stride)));
+            *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, *acc);
+        }
+    }
+}
