@@ -4,7 +4,7 @@
 //! is part of the program); its [`gguf`](ModelFile::gguf) is the parsed directory; [`load`] holds that directory against
 //! the architecture's list of [`TensorSpec`]s and gives [`Weights`], from which each [`Tensor`] is had by name.
 //!
-//! For the CPU nothing is copied. The weights are used where they lie, in the page cache, so a model that was used before
+//! For the CPU nothing is copied here. Weights can be used where they lie, in the page cache, so a model that was used before
 //! is ready in the time it takes to fill in the page table, and two workers share one copy. That table is filled by
 //! `load`, on several threads: left to the first token, it would cost that token a page fault for every 4 KiB.
 //!

@@ -12,8 +12,10 @@ pub struct Activations16 {
     pub(crate) quants: Vec<i8>,
     /// `[n_rows, row_len / 32]`
     pub(crate) scales: Vec<f32>,
-    /// Each block's sum. `[n_rows, row_len / 32]`
+    /// Sums of 16. `[n_rows, row_len / 32, 2]`
     pub(crate) sums: Vec<i32>,
+    /// A block's sum times its scale. `[n_rows, row_len / 32]`
+    pub(crate) scaled_sums: Vec<f32>,
 }
 
 /// The greatest magnitude: one of which both bytes are in range.
@@ -29,14 +31,16 @@ impl Activations16 {
         Self {
             quants: Vec::with_capacity(2 * n_values),
             scales: Vec::with_capacity(n_blocks),
-            sums: Vec::with_capacity(n_blocks),
+            sums: Vec::with_capacity(2 * n_blocks),
+            scaled_sums: Vec::with_capacity(n_blocks),
             ..Self::default()
         }
     }
 
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
-        self.quants.capacity() + (self.scales.capacity() + self.sums.capacity()) * size_of::<f32>()
+        let Self { quants, scales, sums, scaled_sums, .. } = self;
+        quants.capacity() + (scales.capacity() + sums.capacity() + scaled_sums.capacity()) * size_of::<f32>()
     }
 
     /// Elements of a row.
@@ -59,12 +63,14 @@ impl Activations16 {
         let n_blocks = n_rows * row_len / BLOCK;
         self.quants.resize(2 * n_rows * row_len, 0);
         self.scales.resize(n_blocks, 0.0);
-        self.sums.resize(n_blocks, 0);
+        self.sums.resize(2 * n_blocks, 0);
+        self.scaled_sums.resize(n_blocks, 0.0);
     }
 
     /// All blocks, to be written.
     pub fn parts(&mut self) -> Activations16Parts<'_> {
-        Activations16Parts { quants: &mut self.quants, scales: &mut self.scales, sums: &mut self.sums }
+        let Self { quants, scales, sums, scaled_sums, .. } = self;
+        Activations16Parts { quants, scales, sums, scaled_sums }
     }
 }
 
@@ -75,8 +81,10 @@ pub struct Activations16Parts<'a> {
     pub quants: &'a mut [i8],
     /// `[n / 32]`
     pub scales: &'a mut [f32],
-    /// Each block's sum. `[n / 32]`
+    /// Sums of 16. `[n / 16]`
     pub sums: &'a mut [i32],
+    /// Each block's sum times its scale. `[n / 32]`
+    pub scaled_sums: &'a mut [f32],
 }
 
 impl Activations16Parts<'_> {
@@ -89,7 +97,7 @@ impl Activations16Parts<'_> {
         #[cfg(target_arch = "x86_64")]
         if super::IntegerIsa::Vnni.is_available() {
             // SAFETY: the processor has the instructions, and the lengths fit.
-            return unsafe { super::avx512::quantize(x, self.quants, self.scales, self.sums) };
+            return unsafe { super::avx512::quantize(x, self) };
         }
         self.quantize_plainly(x);
     }
@@ -98,17 +106,19 @@ impl Activations16Parts<'_> {
     #[doc(hidden)]
     pub fn quantize_plainly(self, x: &[f32]) {
         let blocks = x.chunks_exact(BLOCK).zip(self.quants.chunks_exact_mut(2 * BLOCK));
-        for ((x, quants), (scale, sum)) in blocks.zip(self.scales.iter_mut().zip(self.sums)) {
-            let (of_block, inverse) = scale_of(f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0)));
-            *scale = of_block;
-            *sum = 0;
+        for (b, (x, quants)) in blocks.enumerate() {
+            let (scale, inverse) = scale_of(f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0)));
+            let mut sums = [0; 2];
             let (high, low) = quants.split_at_mut(BLOCK);
             for (i, x) in x.iter().enumerate() {
                 let quant = (x * inverse).round_ties_even() as i32;
                 high[i] = ((quant + 128) >> 8) as i8;
                 low[i] = (quant - 256 * i32::from(high[i])) as i8;
-                *sum += quant;
+                sums[i / 16] += quant;
             }
+            self.scales[b] = scale;
+            self.sums[2 * b..][..2].copy_from_slice(&sums);
+            self.scaled_sums[b] = scale * (sums[0] + sums[1]) as f32;
         }
     }
 }

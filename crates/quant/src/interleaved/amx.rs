@@ -17,7 +17,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::avx512::Columns;
+use super::columns::Columns;
 use super::{Activations16, BLOCK, GROUP, Interleaved};
 use crate::panel::Scratch;
 use crate::tile::OutView;
@@ -67,15 +67,18 @@ struct Config {
     rows: [u8; 16],
 }
 
-const CONFIG: Config = {
-    let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    (config.row_bytes[0], config.rows[0]) = (64, TILE_TOKENS as u8);
-    (config.row_bytes[1], config.rows[1]) = (64, TILE_TOKENS as u8);
-    (config.row_bytes[4], config.rows[4]) = (BLOCK as u16, TILE_TOKENS as u8);
-    (config.row_bytes[5], config.rows[5]) = (BLOCK as u16, TILE_TOKENS as u8);
-    (config.row_bytes[6], config.rows[6]) = (64, (BLOCK / 4) as u8);
-    config
-};
+impl Config {
+    /// For products of blocks in so many parts, each with a scale of its own.
+    const fn new(n_parts: usize) -> Config {
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        (config.row_bytes[0], config.rows[0]) = (64, TILE_TOKENS as u8);
+        (config.row_bytes[1], config.rows[1]) = (64, TILE_TOKENS as u8);
+        (config.row_bytes[4], config.rows[4]) = ((BLOCK / n_parts) as u16, TILE_TOKENS as u8);
+        (config.row_bytes[5], config.rows[5]) = ((BLOCK / n_parts) as u16, TILE_TOKENS as u8);
+        (config.row_bytes[6], config.rows[6]) = (64, (BLOCK / n_parts / 4) as u8);
+        config
+    }
+}
 
 /// The tiles of this thread, from the moment that they are configured until they are released: then the system need not save
 /// them any more.
@@ -84,9 +87,9 @@ struct Tiles;
 impl Tiles {
     /// # Safety
     /// [`is_available`].
-    unsafe fn configure() -> Tiles {
+    unsafe fn configure(config: &Config) -> Tiles {
         // SAFETY: reads 64 bytes; the tiles are nobody else's.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly)) };
+        unsafe { asm!("ldtilecfg [{}]", in(reg) config, options(nostack, readonly)) };
         Tiles
     }
 }
@@ -119,7 +122,7 @@ pub(super) unsafe fn matmul<F: Columns>(
     let (first_group, n_groups) = (rows.start / GROUP, rows.len().div_ceil(GROUP));
     let mut sums = Sums([[0; 2 * SUMS]; 2]);
     // SAFETY: as the caller vouches.
-    let _tiles = unsafe { Tiles::configure() };
+    let _tiles = unsafe { Tiles::configure(const { &Config::new(F::LAYOUT.n_scales) }) };
     for group in (0..n_groups).step_by(PANEL_GROUPS) {
         let groups = group..(group + PANEL_GROUPS).min(n_groups);
         for block in (0..n_blocks).step_by(STRETCH) {
@@ -130,7 +133,7 @@ pub(super) unsafe fn matmul<F: Columns>(
                 product.unpack::<F>(first_group + groups.start..first_group + groups.end);
                 for token in (0..out.n_tokens() / TILE_TOKENS * TILE_TOKENS).step_by(TILE_TOKENS) {
                     for (i, group) in groups.clone().enumerate() {
-                        product.tile(i, first_group + group, group * GROUP, token, out);
+                        product.tile::<F>(i, first_group + group, group * GROUP, token, out);
                     }
                 }
             }
@@ -157,16 +160,16 @@ impl Product<'_> {
     /// They are at most as many as a panel's.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn unpack<F: Columns>(&self, groups: Range<usize>) {
-        let offset = _mm512_set1_epi8((1u8 << F::OFFSET_SHIFT) as i8);
+        let offset = _mm512_set1_epi8(F::LAYOUT.offset as u8 as i8);
         for (i, group) in groups.enumerate() {
             // SAFETY: blocks of the group, and room for as many in the panel.
             unsafe {
-                let from =
-                    self.weight.bytes().as_ptr().add(group * self.weight.group_bytes() + self.n_blocks * GROUP * 2);
+                let from = self.weight.bytes().as_ptr().add(group * self.weight.group_bytes());
+                let from = from.add(F::LAYOUT.columns_at(self.n_blocks * BLOCK));
                 let to = self.panel.add(i * STRETCH * BLOCK_BYTES);
                 for (at, b) in self.blocks.clone().enumerate() {
                     for k in 0..BLOCK / 4 {
-                        let column = _mm512_sub_epi8(F::column(from.add(b * F::BYTES), k), offset);
+                        let column = _mm512_sub_epi8(F::column(from.add(b * F::LAYOUT.column_bytes()), k), offset);
                         _mm512_store_si512(to.add(at * BLOCK_BYTES + k * 64).cast(), column);
                     }
                 }
@@ -180,13 +183,15 @@ impl Product<'_> {
     /// # Safety
     /// The operands have all of them.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn tile(&mut self, i: usize, group: usize, row: usize, token: usize, out: &mut OutView<'_>) {
+    unsafe fn tile<F: Columns>(&mut self, i: usize, group: usize, row: usize, token: usize, out: &mut OutView<'_>) {
         let Self { weight, x, n_blocks, ref blocks, panel, ref mut sums } = *self;
         let first = token * n_blocks + blocks.start;
         let present = u16::MAX >> (GROUP - (out.n_rows() - row).min(GROUP));
         let mut acc = [_mm512_setzero_ps(); TILE_TOKENS];
         // SAFETY: as the caller vouches; lanes of rows that there are not are neither read nor written.
         unsafe {
+            // The lines that will be written have to be there by then: a store that waits for its line holds up the tiles' stores.
+            (0..TILE_TOKENS).for_each(|t| _mm_prefetch::<_MM_HINT_ET0>(out.at(token + t, row).cast()));
             if blocks.start > 0 {
                 for (t, acc) in acc.iter_mut().enumerate() {
                     *acc = _mm512_maskz_loadu_ps(present, out.at(token + t, row));
@@ -194,17 +199,33 @@ impl Product<'_> {
             }
             let quants = x.quants.as_ptr().add(first * 2 * BLOCK);
             let a_scales = x.scales.as_ptr().add(first);
-            let w_scales = weight.bytes().as_ptr().add(group * weight.group_bytes() + blocks.start * GROUP * 2);
+            let scaled_sums = x.scaled_sums.as_ptr().add(first);
+            let heads = weight.bytes().as_ptr().add(group * weight.group_bytes());
             let columns = panel.add(i * STRETCH * BLOCK_BYTES);
-            let n = blocks.len();
-            multiply(quants, n_blocks * 2 * BLOCK, columns, &mut sums.0[0]);
-            for b in 0..n {
-                if b + 1 < n {
-                    let (quants, columns) = (quants.add((b + 1) * 2 * BLOCK), columns.add((b + 1) * BLOCK_BYTES));
-                    multiply(quants, n_blocks * 2 * BLOCK, columns, &mut sums.0[(b + 1) % 2]);
+            // A block has one scale, or is taken in two parts.
+            let n_parts = F::LAYOUT.n_scales;
+            let n = blocks.len() * n_parts;
+            let start = |i: usize, sums: &mut Sums| {
+                let (b, part) = (i / n_parts, i % n_parts);
+                let quants = quants.add(b * 2 * BLOCK + part * (BLOCK / n_parts));
+                let columns = columns.add(i * (BLOCK_BYTES / n_parts));
+                multiply(quants, n_blocks * 2 * BLOCK, columns, &mut sums.0[i % 2]);
+            };
+            start(0, sums);
+            for i in 0..n {
+                if i + 1 < n {
+                    start(i + 1, sums);
                 }
-                let w_scale = _mm512_cvtph_ps(_mm256_loadu_si256(w_scales.add(b * GROUP * 2).cast()));
-                add_up(&sums.0[b % 2], w_scale, a_scales.add(b), n_blocks, &mut acc);
+                let (b, part) = (i / n_parts, i % n_parts);
+                let w_scale = F::scale(heads, blocks.start + b, part);
+                add_up(&sums.0[i % 2], w_scale, a_scales.add(b), n_blocks, &mut acc);
+                if F::LAYOUT.has_min {
+                    let w_min = F::min(heads, blocks.start + b);
+                    for (t, acc) in acc.iter_mut().enumerate() {
+                        let sum = _mm512_set1_ps(*scaled_sums.add(b + t * n_blocks));
+                        *acc = _mm512_fmadd_ps(w_min, sum, *acc);
+                    }
+                }
             }
             for (t, acc) in acc.into_iter().enumerate() {
                 _mm512_mask_storeu_ps(out.at(token + t, row), present, acc);

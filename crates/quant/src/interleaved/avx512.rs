@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::activations::scale_of;
-use super::{Activations16, BLOCK, GROUP, Interleaved};
+use super::columns::Columns;
+use super::{Activations16, Activations16Parts, BLOCK, GROUP, Interleaved};
 use crate::tile::OutView;
 
 /// Vectors of a block of a group.
@@ -14,52 +15,6 @@ const COLUMNS: usize = BLOCK / 4;
 const TILE_TOKENS: usize = 4;
 /// Bytes of interleaved weights that stay in the second-level cache while tokens go by.
 const PANEL_BYTES: usize = 256 << 10;
-
-/// How a format's interleaved blocks become columns.
-pub(super) trait Columns {
-    /// Bytes of a group's block, without its scales.
-    const BYTES: usize;
-    /// What has been added to every weight, as a power of two.
-    const OFFSET_SHIFT: u32;
-
-    /// Column `k`: elements `4 k` to `4 k + 3` of row `r` in lane `r`, unsigned.
-    ///
-    /// # Safety
-    /// A block may be read; the processor has the instructions.
-    unsafe fn column(block: *const u8, k: usize) -> __m512i;
-}
-
-/// Bytes with 128 added.
-pub(super) struct Bytes;
-
-impl Columns for Bytes {
-    const BYTES: usize = GROUP * BLOCK;
-    const OFFSET_SHIFT: u32 = 7;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn column(block: *const u8, k: usize) -> __m512i {
-        // SAFETY: within the block.
-        unsafe { _mm512_loadu_si512(block.add(k * 64).cast()) }
-    }
-}
-
-/// Two elements in a byte, with 8 added: the second is 16 elements further.
-pub(super) struct Nibbles;
-
-impl Columns for Nibbles {
-    const BYTES: usize = GROUP * BLOCK / 2;
-    const OFFSET_SHIFT: u32 = 3;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn column(block: *const u8, k: usize) -> __m512i {
-        // SAFETY: within the block.
-        let both = unsafe { _mm512_loadu_si512(block.add(k % 4 * 64).cast()) };
-        let at = if k < 4 { both } else { _mm512_srli_epi16::<4>(both) };
-        _mm512_and_si512(at, _mm512_set1_epi8(15))
-    }
-}
 
 /// Some rows by some tokens.
 ///
@@ -155,48 +110,65 @@ impl Product<'_> {
         // SAFETY: blocks of the groups and of the tokens.
         unsafe {
             let first = weight.bytes().as_ptr().add((first_group + group) * group_bytes);
-            let w_scales: [*const u8; G] = std::array::from_fn(|g| first.add(g * apart * group_bytes));
-            let columns: [*const u8; G] = std::array::from_fn(|g| w_scales[g].add(n_blocks * GROUP * 2));
+            let heads: [*const u8; G] = std::array::from_fn(|g| first.add(g * apart * group_bytes));
+            let columns: [*const u8; G] = std::array::from_fn(|g| heads[g].add(F::LAYOUT.columns_at(n_blocks * BLOCK)));
             let at = |t: usize| (token + t) * n_blocks;
             let quants: [*const i32; T] = std::array::from_fn(|t| x.quants.as_ptr().add(at(t) * 2 * BLOCK).cast());
             let scales: [*const f32; T] = std::array::from_fn(|t| x.scales.as_ptr().add(at(t)));
-            let sums: [*const i32; T] = std::array::from_fn(|t| x.sums.as_ptr().add(at(t)));
+            let sums: [*const i32; T] = std::array::from_fn(|t| x.sums.as_ptr().add(at(t) * 2));
+            let scaled_sums: [*const f32; T] = std::array::from_fn(|t| x.scaled_sums.as_ptr().add(at(t)));
+            let (n_scales, column_bytes) = (F::LAYOUT.n_scales, F::LAYOUT.column_bytes());
             let mut acc = [[_mm512_setzero_ps(); T]; G];
             for b in 0..n_blocks {
-                let mut high = [[_mm512_setzero_si512(); T]; G];
-                let mut low = [[_mm512_setzero_si512(); T]; G];
-                for t in 0..T {
-                    let offset = _mm512_set1_epi32(-(*sums[t].add(b) << F::OFFSET_SHIFT));
-                    for g in 0..G {
-                        low[g][t] = offset;
-                    }
-                }
-                for k in 0..COLUMNS {
-                    let mut w = [_mm512_setzero_si512(); G];
-                    for g in 0..G {
-                        let block = columns[g].add(b * F::BYTES);
-                        if T == 1 {
-                            _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(k * 64 + PREFETCH_BYTES).cast());
-                        }
-                        w[g] = F::column(block, k);
-                    }
+                for part in 0..n_scales {
+                    let mut high = [[_mm512_setzero_si512(); T]; G];
+                    let mut low = [[_mm512_setzero_si512(); T]; G];
                     for t in 0..T {
-                        let block = quants[t].add(b * 2 * COLUMNS);
-                        let a_high = _mm512_set1_epi32(block.add(k).read_unaligned());
-                        let a_low = _mm512_set1_epi32(block.add(COLUMNS + k).read_unaligned());
+                        let sum = if n_scales == 1 {
+                            *sums[t].add(2 * b) + *sums[t].add(2 * b + 1)
+                        } else {
+                            *sums[t].add(2 * b + part)
+                        };
+                        let offset = _mm512_set1_epi32(-sum * F::LAYOUT.offset);
                         for g in 0..G {
-                            high[g][t] = _mm512_dpbusd_epi32(high[g][t], w[g], a_high);
-                            low[g][t] = _mm512_dpbusd_epi32(low[g][t], w[g], a_low);
+                            low[g][t] = offset;
+                        }
+                    }
+                    for k in part * COLUMNS / n_scales..(part + 1) * COLUMNS / n_scales {
+                        let mut w = [_mm512_setzero_si512(); G];
+                        for g in 0..G {
+                            let block = columns[g].add(b * column_bytes);
+                            if T == 1 && k * 64 < column_bytes {
+                                _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(k * 64 + PREFETCH_BYTES).cast());
+                            }
+                            w[g] = F::column(block, k);
+                        }
+                        for t in 0..T {
+                            let block = quants[t].add(b * 2 * COLUMNS);
+                            let a_high = _mm512_set1_epi32(block.add(k).read_unaligned());
+                            let a_low = _mm512_set1_epi32(block.add(COLUMNS + k).read_unaligned());
+                            for g in 0..G {
+                                high[g][t] = _mm512_dpbusd_epi32(high[g][t], w[g], a_high);
+                                low[g][t] = _mm512_dpbusd_epi32(low[g][t], w[g], a_low);
+                            }
+                        }
+                    }
+                    for g in 0..G {
+                        let w_scale = F::scale(heads[g], b, part);
+                        for t in 0..T {
+                            let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*scales[t].add(b)));
+                            let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[g][t]), low[g][t]);
+                            acc[g][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[g][t]);
                         }
                     }
                 }
-                for g in 0..G {
-                    let halves = _mm256_loadu_si256(w_scales[g].add(b * GROUP * 2).cast());
-                    let w_scale = _mm512_cvtph_ps(halves);
-                    for t in 0..T {
-                        let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*scales[t].add(b)));
-                        let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[g][t]), low[g][t]);
-                        acc[g][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[g][t]);
+                if F::LAYOUT.has_min {
+                    for g in 0..G {
+                        let w_min = F::min(heads[g], b);
+                        for t in 0..T {
+                            let sum = _mm512_set1_ps(*scaled_sums[t].add(b));
+                            acc[g][t] = _mm512_fmadd_ps(w_min, sum, acc[g][t]);
+                        }
                     }
                 }
             }
@@ -219,7 +191,8 @@ const PREFETCH_BYTES: usize = 1024;
 /// # Safety
 /// The lengths fit, and the processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) unsafe fn quantize(x: &[f32], quants: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+pub(super) unsafe fn quantize(x: &[f32], to: Activations16Parts<'_>) {
+    let Activations16Parts { quants, scales, sums, scaled_sums } = to;
     // SAFETY: as the caller vouches.
     unsafe {
         for b in 0..scales.len() {
@@ -231,17 +204,16 @@ pub(super) unsafe fn quantize(x: &[f32], quants: &mut [i8], scales: &mut [f32], 
             let (scale, inverse) = scale_of(f32::from_bits(max));
             let inverse = _mm512_set1_ps(inverse);
             let to = quants.as_mut_ptr().add(b * 2 * BLOCK);
-            let mut sum = _mm512_setzero_si512();
             for (i, x) in [low, high].into_iter().enumerate() {
                 let quants = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
                 let upper = _mm512_srai_epi32::<8>(_mm512_add_epi32(quants, _mm512_set1_epi32(128)));
                 let lower = _mm512_sub_epi32(quants, _mm512_slli_epi32::<8>(upper));
                 _mm_storeu_si128(to.add(16 * i).cast(), _mm512_cvtepi32_epi8(upper));
                 _mm_storeu_si128(to.add(BLOCK + 16 * i).cast(), _mm512_cvtepi32_epi8(lower));
-                sum = _mm512_add_epi32(sum, quants);
+                sums[2 * b + i] = _mm512_reduce_add_epi32(quants);
             }
             scales[b] = scale;
-            sums[b] = _mm512_reduce_add_epi32(sum);
+            scaled_sums[b] = scale * (sums[2 * b] + sums[2 * b + 1]) as f32;
         }
     }
 }

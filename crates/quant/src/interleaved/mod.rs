@@ -1,21 +1,24 @@
-//! Products of quantised weights with activations of 16 bits, in integers: for formats whose blocks of 32 are small numbers
-//! around zero with a scale, on processors with AVX-512 VNNI.
+//! Products of quantised weights with activations of 16 bits, in integers: for formats whose elements are small whole numbers
+//! with scales and minima, on processors with AVX-512 VNNI.
 //!
 //! Activations are rounded, in blocks of 32 with a scale each, to 16 bits and not to 8: eight are off by up to 0.4 % of a
 //! block's greatest, which moves logits by some percent; sixteen move them by less than a key rounded to F16 does.
 //!
 //! # One order of operations
-//! A block's product is an integer and has no rounding: `i = sum(w[k] * a[k])`, where the weight is `scale * w`. An output
-//! element goes through its row's blocks from the first to the last,
-//! `acc = fma(i as f32, weight_scale * activation_scale, acc)`, in one `f32`. That order depends on nothing: not on how many
+//! A block's product is an integer and has no rounding: `i = sum(w[k] * a[k])`, where the weight is `scale * w + min`. An output
+//! element goes through its row's blocks of 32 from the first to the last, in one `f32`:
+//! `acc = fma(i as f32, weight_scale * activation_scale, acc)`, for each half of the block where it has two scales, and then,
+//! where the format has minima, `acc = fma(min, activation_scale * sum(a), acc)`. That order depends on nothing: not on how many
 //! rows or tokens are computed together, nor on the instruction set. [`dot16`] is the same in plain Rust.
 //!
 //! # How
 //! Sixteen rows are kept interleaved ([`Interleaved`]): a vector holds four neighbouring weights of each of them, and a lane is a
-//! row, so that no sum across lanes is ever needed. It takes as many bytes as before. An activation is `256 high + low`, two
+//! row, so that no sum across lanes is ever needed. It takes about as many bytes as before. An activation is `256 high + low`, two
 //! signed bytes, and each plane of bytes has its own sum. The instruction multiplies unsigned with signed bytes, so weights are
 //! kept with an offset, whose share of the product, the offset times the sum of the block's activations, is where the sum
 //! begins.
+//!
+//! Where everything lies, and how a format is added, is in `layout`; `columns` reads it with AVX-512.
 #![allow(unsafe_code)] // Intrinsics, and checks the shapes that they take for granted.
 
 mod activations;
@@ -23,7 +26,11 @@ mod activations;
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+#[allow(non_camel_case_types)] // The spelling of GGUF.
+mod columns;
 mod isa;
+mod layout;
 mod reference;
 mod weights;
 
@@ -42,9 +49,9 @@ pub(crate) const BLOCK: usize = 32;
 /// Rows that are interleaved together: lanes of a vector.
 pub const GROUP: usize = 16;
 
-/// Whether weights of this format can be interleaved: their blocks are numbers around zero with one scale.
+/// Whether weights of this format can be interleaved.
 pub fn can_interleave(format: Format) -> bool {
-    matches!(format, Format::Q8_0 | Format::Q4_0)
+    layout::Layout::of(format).is_some()
 }
 
 /// `out[t, r] = dot16(weight[rows.start + r], x[t])` on the calling thread: x `[n_tokens, n_cols]`.
@@ -68,14 +75,20 @@ pub fn matmul16(
     assert!(isa.is_available(), "this processor lacks {}", isa.name());
     #[cfg(target_arch = "x86_64")]
     match weight.format() {
-        Format::Q8_0 => run::<avx512::Bytes>(isa, weight, rows, x, &mut out, scratch),
-        Format::Q4_0 => run::<avx512::Nibbles>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q8_0 => run::<columns::Q8_0>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q4_0 => run::<columns::Q4_0>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q4_1 => run::<columns::Q4_1>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q5_0 => run::<columns::Q5_0>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q5_1 => run::<columns::Q5_1>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q4_K => run::<columns::Q4_K>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q5_K => run::<columns::Q5_K>(isa, weight, rows, x, &mut out, scratch),
+        Format::Q6_K => run::<columns::Q6_K>(isa, weight, rows, x, &mut out, scratch),
         other => unreachable!("{other:?} is never interleaved"),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-fn run<F: avx512::Columns>(
+fn run<F: columns::Columns>(
     isa: IntegerIsa,
     weight: &Interleaved,
     rows: Range<usize>,

@@ -2,18 +2,13 @@
 
 use std::ops::Range;
 
-use half::f16;
-
-use super::{BLOCK, GROUP, can_interleave};
+use super::layout::{Layout, Scales, numbers};
+use super::{BLOCK, GROUP};
 use crate::aligned::Aligned;
 use crate::formats::Format;
 
-/// A matrix whose rows are kept sixteen together, in as many bytes as in the file but for the last sixteen, which are filled
-/// up with zeros.
-///
-/// A group is the scales of its blocks, `[n_blocks, 16]` in half precision, and then its blocks: of 8 bits
-/// `[n_blocks, 8, 16, 4]`, which is element `4 k + j` of row `r` at `[block, k, r, j]`, with 128 added; of 4 bits
-/// `[n_blocks, 4, 16, 4]`, a byte of which is that element and, in its upper half, the one 16 further, as in the file.
+/// A matrix whose rows are kept sixteen together, in about as many bytes as in the file: of `Q4_K` and `Q5_K` 3 % more, and the
+/// last sixteen are filled up with zeros.
 #[derive(Debug)]
 pub struct Interleaved {
     format: Format,
@@ -31,8 +26,8 @@ impl Interleaved {
     /// # Panics
     /// When the format cannot be interleaved, or a row does not hold whole blocks.
     pub fn new(format: Format, n_rows: usize, n_cols: usize) -> Result<Self, std::collections::TryReserveError> {
-        assert!(can_interleave(format), "{format:?} cannot be interleaved");
-        let n_bytes = n_rows.div_ceil(GROUP) * GROUP * format.row_bytes(n_cols);
+        assert!(n_cols.is_multiple_of(format.block_len()), "rows of {n_cols} do not hold whole blocks of {format:?}");
+        let n_bytes = n_rows.div_ceil(GROUP) * layout(format).group_bytes(n_cols);
         Ok(Self { format, n_rows, n_cols, memory: Aligned::try_zeros(n_bytes.div_ceil(size_of::<f32>()))? })
     }
 
@@ -62,7 +57,7 @@ impl Interleaved {
     }
 
     pub(crate) fn group_bytes(&self) -> usize {
-        GROUP * self.format.row_bytes(self.n_cols)
+        layout(self.format).group_bytes(self.n_cols)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -84,49 +79,49 @@ impl Interleaved {
     /// # Panics
     /// When the lengths do not fit.
     pub fn interleave_groups(format: Format, n_cols: usize, rows: &[u8], groups: Range<usize>, to: &mut [u8]) {
-        let row_bytes = format.row_bytes(n_cols);
-        let n_blocks = n_cols / BLOCK;
-        assert_eq!(to.len(), groups.len() * GROUP * row_bytes, "memory of {} groups", groups.len());
-        for (group, to) in groups.zip(to.chunks_exact_mut((GROUP * row_bytes).max(1))) {
+        let (layout, row_bytes) = (layout(format), format.row_bytes(n_cols));
+        let group_bytes = layout.group_bytes(n_cols);
+        assert_eq!(to.len(), groups.len() * group_bytes, "memory of {} groups", groups.len());
+        for (group, to) in groups.zip(to.chunks_exact_mut(group_bytes.max(1))) {
+            let (heads, columns) = to.split_at_mut(layout.columns_at(n_cols));
+            let columns_of_head = layout.blocks_per_head * layout.column_bytes();
             let rows = &rows[group * GROUP * row_bytes..];
-            let (scales, columns) = to.split_at_mut(n_blocks * GROUP * size_of::<f16>());
             for (r, row) in rows.chunks_exact(row_bytes).take(GROUP).enumerate() {
-                let n_bytes = GROUP * (format.block_bytes() - 2);
-                for (b, block) in row.chunks_exact(format.block_bytes()).enumerate() {
-                    scales[(b * GROUP + r) * 2..][..2].copy_from_slice(&block[..2]);
-                    let columns = &mut columns[b * n_bytes..][..n_bytes];
-                    let offset = if format == Format::Q8_0 { 0x80 } else { 0 };
-                    for (k, four) in block[2..].chunks_exact(4).enumerate() {
-                        let to = &mut columns[(k * GROUP + r) * 4..][..4];
-                        to.iter_mut().zip(four).for_each(|(to, quants)| *to = quants ^ offset);
+                let to = heads.chunks_exact_mut(layout.head_bytes()).zip(columns.chunks_exact_mut(columns_of_head));
+                for (block, (head, columns)) in row.chunks_exact(format.block_bytes()).zip(to) {
+                    layout.put_head(format, head, r, block);
+                    for (sub, columns) in columns.chunks_exact_mut(layout.column_bytes()).enumerate() {
+                        layout.put_numbers(columns, r, &numbers(format, block, sub));
                     }
                 }
             }
         }
     }
 
-    /// One row, as `f32`.
+    /// One row, as `f32`: what [`dequantize`](crate::dequantize) makes of the file's.
     ///
     /// # Panics
     /// When there is no such row, or `out` is not `[n_cols]`.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.n_rows && out.len() == self.n_cols, "row {row} of {}, {}", self.n_rows, out.len());
+        let layout = layout(self.format);
         let group = &self.bytes()[row / GROUP * self.group_bytes()..][..self.group_bytes()];
-        let (scales, columns) = group.split_at(self.n_cols / BLOCK * GROUP * size_of::<f16>());
-        let (r, n_bytes) = (row % GROUP, GROUP * (self.format.block_bytes() - 2));
-        for (b, out) in out.chunks_exact_mut(BLOCK).enumerate() {
-            let scale = &scales[(b * GROUP + r) * 2..];
-            let scale = f16::from_le_bytes([scale[0], scale[1]]).to_f32();
-            let columns = &columns[b * n_bytes..][..n_bytes];
-            let byte = |i: usize| columns[(i / 4 * GROUP + r) * 4 + i % 4];
+        let (heads, columns) = group.split_at(layout.columns_at(self.n_cols));
+        let r = row % GROUP;
+        let blocks = out.chunks_exact_mut(BLOCK).zip(columns.chunks_exact(layout.column_bytes()));
+        for (b, (out, columns)) in blocks.enumerate() {
+            let head = &heads[b / layout.blocks_per_head * layout.head_bytes()..][..layout.head_bytes()];
+            let Scales { scales, min } = layout.scales(head, r, b % layout.blocks_per_head);
             for (i, out) in out.iter_mut().enumerate() {
-                let quant = match self.format {
-                    Format::Q8_0 => i32::from((byte(i) ^ 0x80) as i8),
-                    _ if i < BLOCK / 2 => i32::from(byte(i) & 15) - 8,
-                    _ => i32::from(byte(i - BLOCK / 2) >> 4) - 8,
-                };
-                *out = scale * quant as f32;
+                let number = i32::from(layout.number(columns, r, i)) - layout.offset;
+                let product = scales[i / 16] * number as f32;
+                *out = if layout.has_min { product + min } else { product };
             }
         }
     }
+}
+
+/// Of a format that can be interleaved.
+fn layout(format: Format) -> Layout {
+    Layout::of(format).unwrap_or_else(|| panic!("{format:?} cannot be interleaved"))
 }

@@ -164,8 +164,9 @@ fn round(pool: &Pool, x: &[f32], n_tokens: usize, n_cols: usize, activations: &m
     if x.len() < MIN_SHARED_ROUNDING {
         return whole.quantize(x);
     }
-    let Activations16Parts { quants, scales, sums } = whole;
-    let (quants, scales, sums) = (SharedSlice::new(quants), SharedSlice::new(scales), SharedSlice::new(sums));
+    let Activations16Parts { quants, scales, sums, scaled_sums } = whole;
+    let (quants, scales) = (SharedSlice::new(quants), SharedSlice::new(scales));
+    let (sums, scaled_sums) = (SharedSlice::new(sums), SharedSlice::new(scaled_sums));
     pool.run(|thread_idx, n_threads| {
         let values = share(x.len(), ROUNDED_BLOCK, thread_idx, n_threads);
         let blocks = values.start / ROUNDED_BLOCK..values.end / ROUNDED_BLOCK;
@@ -174,7 +175,8 @@ fn round(pool: &Pool, x: &[f32], n_tokens: usize, n_cols: usize, activations: &m
             Activations16Parts {
                 quants: quants.range_mut(2 * values.start..2 * values.end),
                 scales: scales.range_mut(blocks.clone()),
-                sums: sums.range_mut(blocks),
+                sums: sums.range_mut(2 * blocks.start..2 * blocks.end),
+                scaled_sums: scaled_sums.range_mut(blocks),
             }
         };
         part.quantize(&x[values]);

@@ -1,0 +1,223 @@
+//! Where a format's numbers, scales and minima lie in interleaved memory; in plain Rust.
+//!
+//! A group of sixteen rows is its heads, one for each of the file's blocks (of 32 elements or 256), which hold scales and minima;
+//! and then its columns, one set for each 32 elements, which hold the numbers. In both, what belongs to the sixteen rows stands
+//! side by side.
+//!
+//! | head of | half precision `[16]` each | then for each 32 elements, bytes `[16]` each |
+//! |---|---|---|
+//! | `Q8_0`, `Q4_0`, `Q5_0` | scale | |
+//! | `Q4_1`, `Q5_1` | scale, minimum | |
+//! | `Q4_K`, `Q5_K` | scale, minimum | sub-scale, sub-minimum |
+//! | `Q6_K` | scale | sub-scale of the first 16, of the others |
+//!
+//! Column `k` is elements `4 k` to `4 k + 3` of each row, `[16, 4]` bytes. Numbers of eight bits are eight columns. Of fewer,
+//! columns `k` and `k + 4` share bytes, lower and upper halves; `[4, 16, 4]`. A fifth bit is in `[8]` words of 64 bits, bit
+//! `4 r + j` for element `4 k + j` of row `r`. Fifth and sixth bits together are in `[2, 16, 4]` bytes, those of column `k` in byte
+//! vector `k / 4` from bit `2 (k % 4)` on.
+
+use half::f16;
+
+use super::{BLOCK, GROUP};
+use crate::formats::Format;
+
+/// Bits that lie apart from the lower four.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum High {
+    /// There are none.
+    None,
+    /// One.
+    Fifth,
+    /// Two.
+    FifthAndSixth,
+    /// All eight bits lie together.
+    Together,
+}
+
+/// What a format is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    high: High,
+    /// Sets of columns, of 32 elements each, to a head.
+    pub(super) blocks_per_head: usize,
+    /// Whether a minimum, times a block's sum of activations, is added.
+    pub(super) has_min: bool,
+    /// Scales of 32 elements: one, or one for each 16.
+    pub(super) n_scales: usize,
+    /// What a number has been made greater by, to be unsigned.
+    pub(super) offset: i32,
+}
+
+const fn layout(high: High, blocks_per_head: usize, has_min: bool, n_scales: usize, offset: i32) -> Option<Layout> {
+    Some(Layout { high, blocks_per_head, has_min, n_scales, offset })
+}
+
+impl Layout {
+    /// Of a format; `None` where it cannot be interleaved.
+    pub(super) const fn of(format: Format) -> Option<Layout> {
+        match format {
+            Format::Q8_0 => layout(High::Together, 1, false, 1, 128),
+            Format::Q4_0 => layout(High::None, 1, false, 1, 8),
+            Format::Q4_1 => layout(High::None, 1, true, 1, 0),
+            Format::Q5_0 => layout(High::Fifth, 1, false, 1, 16),
+            Format::Q5_1 => layout(High::Fifth, 1, true, 1, 0),
+            Format::Q4_K => layout(High::None, 8, true, 1, 0),
+            Format::Q5_K => layout(High::Fifth, 8, true, 1, 0),
+            Format::Q6_K => layout(High::FifthAndSixth, 8, false, 2, 32),
+            _ => None,
+        }
+    }
+
+    /// Of 32 elements of a group.
+    pub(super) const fn column_bytes(&self) -> usize {
+        GROUP
+            * match self.high {
+                High::None => BLOCK / 2,
+                High::Fifth => BLOCK / 2 + BLOCK / 8,
+                High::FifthAndSixth => BLOCK / 2 + BLOCK / 4,
+                High::Together => BLOCK,
+            }
+    }
+
+    /// Of a group's head.
+    pub(super) const fn head_bytes(&self) -> usize {
+        let halves = if self.has_min { 2 } else { 1 };
+        let sub_scales = if self.blocks_per_head == 1 { 0 } else { 2 * self.blocks_per_head };
+        GROUP * (2 * halves + sub_scales)
+    }
+
+    /// Of a group.
+    pub(super) const fn group_bytes(&self, n_cols: usize) -> usize {
+        let n_blocks = n_cols / BLOCK;
+        n_blocks * self.column_bytes() + n_blocks / self.blocks_per_head * self.head_bytes()
+    }
+
+    /// Where columns begin in a group.
+    pub(super) const fn columns_at(&self, n_cols: usize) -> usize {
+        n_cols / BLOCK / self.blocks_per_head * self.head_bytes()
+    }
+
+    /// Puts a row's numbers among its group's.
+    pub(super) fn put_numbers(&self, columns: &mut [u8], r: usize, numbers: &[u8; BLOCK]) {
+        let fours = numbers.as_chunks::<4>().0;
+        let (to, high) = columns.split_at_mut(GROUP * if self.high == High::Together { BLOCK } else { BLOCK / 2 });
+        let to = to.as_chunks_mut::<4>().0;
+        match self.high {
+            High::Together => (0..8).for_each(|k| to[k * GROUP + r] = fours[k]),
+            _ => (0..4).for_each(|k| {
+                to[k * GROUP + r] = std::array::from_fn(|j| fours[k][j] & 15 | fours[k + 4][j] << 4);
+            }),
+        }
+        for (k, four) in fours.iter().enumerate() {
+            match self.high {
+                High::Fifth => {
+                    let bits = (0..4).fold(0, |bits, j| bits | (four[j] >> 4 & 1) << j);
+                    high[k * 8 + r / 2] |= bits << (r % 2 * 4);
+                }
+                High::FifthAndSixth => {
+                    for (j, number) in four.iter().enumerate() {
+                        high[(k / 4 * GROUP + r) * 4 + j] |= (number >> 4) << (k % 4 * 2);
+                    }
+                }
+                High::None | High::Together => {}
+            }
+        }
+    }
+
+    /// A row's number `i` among its group's.
+    pub(super) fn number(&self, columns: &[u8], r: usize, i: usize) -> u8 {
+        let (k, j) = (i / 4, i % 4);
+        if self.high == High::Together {
+            return columns[(k * GROUP + r) * 4 + j];
+        }
+        let four = columns[(k % 4 * GROUP + r) * 4 + j] >> (k / 4 * 4) & 15;
+        let high = &columns[GROUP * BLOCK / 2..];
+        match self.high {
+            High::Fifth => four | (high[k * 8 + r / 2] >> (r % 2 * 4 + j) & 1) << 4,
+            High::FifthAndSixth => four | (high[(k / 4 * GROUP + r) * 4 + j] >> (k % 4 * 2) & 3) << 4,
+            High::None | High::Together => four,
+        }
+    }
+
+    /// Puts a row's part of a head among its group's.
+    pub(super) fn put_head(&self, format: Format, head: &mut [u8], r: usize, block: &[u8]) {
+        let mut put = |at: usize, bytes: &[u8]| head[at..][..bytes.len()].copy_from_slice(bytes);
+        match format {
+            Format::Q6_K => put(2 * r, &block[208..210]),
+            _ => put(2 * r, &block[..2]),
+        }
+        if self.has_min {
+            put(2 * (GROUP + r), &block[2..4]);
+        }
+        if self.blocks_per_head > 1 {
+            for (i, byte) in sub_scales(format, block).iter().enumerate() {
+                put(GROUP * (2 + 2 * usize::from(self.has_min) + i) + r, &[*byte]);
+            }
+        }
+    }
+
+    /// A row's scales (both of 32 elements, or the same twice) and minimum, from its group's head.
+    pub(super) fn scales(&self, head: &[u8], r: usize, sub: usize) -> Scales {
+        let half = |i: usize| f16::from_le_bytes([head[2 * (i * GROUP + r)], head[2 * (i * GROUP + r) + 1]]).to_f32();
+        let (scale, min) = (half(0), if self.has_min { half(1) } else { 0.0 });
+        if self.blocks_per_head == 1 {
+            return Scales { scales: [scale; 2], min };
+        }
+        let byte = |i: usize| head[GROUP * (2 + 2 * usize::from(self.has_min) + 2 * sub + i) + r];
+        if self.n_scales == 2 {
+            return Scales { scales: [0, 1].map(|i| scale * f32::from(byte(i) as i8)), min };
+        }
+        Scales { scales: [scale * f32::from(byte(0)); 2], min: -(min * f32::from(byte(1))) }
+    }
+}
+
+/// Of 32 elements: an element is `scale * (number - offset) + min`.
+pub(super) struct Scales {
+    /// Of the first 16, and of the others.
+    pub(super) scales: [f32; 2],
+    pub(super) min: f32,
+}
+
+/// The two bytes of each 32 elements of a block of 256.
+fn sub_scales(format: Format, block: &[u8]) -> [u8; 16] {
+    if format == Format::Q6_K {
+        return std::array::from_fn(|i| block[192 + i]);
+    }
+    // Of the second four, two bits lie above the six of the first: ggml's `get_scale_min_k4`.
+    let p = &block[4..16];
+    std::array::from_fn(|i| match (i / 2, i % 2) {
+        (sub @ 0..4, 0) => p[sub] & 63,
+        (sub @ 0..4, _) => p[sub + 4] & 63,
+        (sub, 0) => p[sub + 4] & 15 | p[sub - 4] >> 6 << 4,
+        (sub, _) => p[sub + 4] >> 4 | p[sub] >> 6 << 4,
+    })
+}
+
+/// Numbers of 32 elements of a file's block, unsigned: the block itself, or sub-block `sub` of 256.
+pub(super) fn numbers(format: Format, block: &[u8], sub: usize) -> [u8; BLOCK] {
+    let halves = |bytes: &[u8]| -> [u8; BLOCK] {
+        std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
+    };
+    let with_fifth = |mut numbers: [u8; BLOCK], bits: &[u8]| {
+        numbers.iter_mut().enumerate().for_each(|(i, number)| *number |= (bits[i / 8] >> (i % 8) & 1) << 4);
+        numbers
+    };
+    // Of each two sub-blocks, the first in the lower halves of 32 bytes.
+    let of_two = |bytes: &[u8], i: usize| bytes[sub / 2 * 32 + i] >> (sub % 2 * 4) & 15;
+    match format {
+        Format::Q8_0 => std::array::from_fn(|i| block[2 + i] ^ 0x80),
+        Format::Q4_0 => halves(&block[2..18]),
+        Format::Q4_1 => halves(&block[4..20]),
+        Format::Q5_0 => with_fifth(halves(&block[6..22]), &block[2..6]),
+        Format::Q5_1 => with_fifth(halves(&block[8..24]), &block[4..8]),
+        Format::Q4_K => std::array::from_fn(|i| of_two(&block[16..144], i)),
+        Format::Q5_K => std::array::from_fn(|i| of_two(&block[48..176], i) | (block[16 + i] >> sub & 1) << 4),
+        Format::Q6_K => {
+            let (half, quarter) = (sub / 4, sub % 4);
+            let low = &block[half * 64 + quarter % 2 * 32..][..BLOCK];
+            let high = &block[128 + half * 32..][..BLOCK];
+            std::array::from_fn(|i| low[i] >> (quarter / 2 * 4) & 15 | (high[i] >> (quarter * 2) & 3) << 4)
+        }
+        _ => unreachable!("{format:?} is never interleaved"),
+    }
+}
