@@ -1,6 +1,7 @@
 //! Activations in 16 bits, as two planes of 8.
 
 use super::BLOCK;
+use crate::aligned::Aligned;
 
 /// Rows of activations in blocks of 32: whole numbers of at most [`MOST`] in magnitude with one `f32` scale, kept as
 /// `256 high + low`, each a signed byte.
@@ -8,8 +9,8 @@ use super::BLOCK;
 pub struct Activations16 {
     row_len: usize,
     n_rows: usize,
-    /// `[n_rows, row_len / 32, 2, 32]`: a block's high bytes, then its low ones.
-    pub(crate) quants: Vec<i8>,
+    /// Of [`Activations16::quants`].
+    quants: Bytes,
     /// `[n_rows, row_len / 32]`
     pub(crate) scales: Vec<f32>,
     /// Sums of 16. `[n_rows, row_len / 32, 2]`
@@ -29,7 +30,7 @@ impl Activations16 {
     pub fn with_capacity(n_values: usize) -> Self {
         let n_blocks = n_values.div_ceil(BLOCK);
         Self {
-            quants: Vec::with_capacity(2 * n_values),
+            quants: Bytes::with_capacity(2 * n_values),
             scales: Vec::with_capacity(n_blocks),
             sums: Vec::with_capacity(2 * n_blocks),
             scaled_sums: Vec::with_capacity(n_blocks),
@@ -40,7 +41,7 @@ impl Activations16 {
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
         let Self { quants, scales, sums, scaled_sums, .. } = self;
-        quants.capacity() + (scales.capacity() + sums.capacity() + scaled_sums.capacity()) * size_of::<f32>()
+        quants.memory.n_bytes() + (scales.capacity() + sums.capacity() + scaled_sums.capacity()) * size_of::<f32>()
     }
 
     /// Elements of a row.
@@ -61,16 +62,51 @@ impl Activations16 {
         assert!(row_len.is_multiple_of(BLOCK), "rows of {row_len} do not hold whole blocks of {BLOCK}");
         (self.n_rows, self.row_len) = (n_rows, row_len);
         let n_blocks = n_rows * row_len / BLOCK;
-        self.quants.resize(2 * n_rows * row_len, 0);
+        self.quants.resize(2 * n_rows * row_len);
         self.scales.resize(n_blocks, 0.0);
         self.sums.resize(2 * n_blocks, 0);
         self.scaled_sums.resize(n_blocks, 0.0);
     }
 
+    /// `[n_rows, row_len / 32, 2, 32]`: a block's high bytes, then its low ones. A block begins a cache line.
+    pub(crate) fn quants(&self) -> &[i8] {
+        self.quants.as_slice()
+    }
+
     /// All blocks, to be written.
     pub fn parts(&mut self) -> Activations16Parts<'_> {
         let Self { quants, scales, sums, scaled_sums, .. } = self;
-        Activations16Parts { quants, scales, sums, scaled_sums }
+        Activations16Parts { quants: quants.as_mut_slice(), scales, sums, scaled_sums }
+    }
+}
+
+/// Bytes that begin a cache line: a tile's row that lies in two is two reads, and prompts are 7 % slower.
+#[derive(Debug, Default)]
+struct Bytes {
+    memory: Aligned,
+    len: usize,
+}
+
+impl Bytes {
+    fn with_capacity(n_bytes: usize) -> Bytes {
+        Bytes { memory: Aligned::zeros(n_bytes.div_ceil(size_of::<f32>())), len: 0 }
+    }
+
+    fn resize(&mut self, len: usize) {
+        if len > size_of_val(&*self.memory) {
+            *self = Bytes::with_capacity(len);
+        }
+        self.len = len;
+    }
+
+    fn as_slice(&self) -> &[i8] {
+        // SAFETY: plain numbers, at least as many bytes.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.len) }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [i8] {
+        // SAFETY: as above, and exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().cast(), self.len) }
     }
 }
 

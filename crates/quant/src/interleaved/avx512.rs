@@ -113,7 +113,7 @@ impl Product<'_> {
             let heads: [*const u8; G] = std::array::from_fn(|g| first.add(g * apart * group_bytes));
             let columns: [*const u8; G] = std::array::from_fn(|g| heads[g].add(F::LAYOUT.columns_at(n_blocks * BLOCK)));
             let at = |t: usize| (token + t) * n_blocks;
-            let quants: [*const i32; T] = std::array::from_fn(|t| x.quants.as_ptr().add(at(t) * 2 * BLOCK).cast());
+            let quants: [*const i32; T] = std::array::from_fn(|t| x.quants().as_ptr().add(at(t) * 2 * BLOCK).cast());
             let scales: [*const f32; T] = std::array::from_fn(|t| x.scales.as_ptr().add(at(t)));
             let sums: [*const i32; T] = std::array::from_fn(|t| x.sums.as_ptr().add(at(t) * 2));
             let scaled_sums: [*const f32; T] = std::array::from_fn(|t| x.scaled_sums.as_ptr().add(at(t)));

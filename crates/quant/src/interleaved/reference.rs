@@ -19,7 +19,7 @@ pub fn dot16(format: Format, row: &[u8], x: &Activations16, token: usize) -> f32
         for sub in 0..layout.blocks_per_head {
             let at = token * n_blocks + i * layout.blocks_per_head + sub;
             let Scales { scales, min } = layout.scales(&head, 0, sub);
-            let (high, low) = x.quants[at * 2 * BLOCK..][..2 * BLOCK].split_at(BLOCK);
+            let (high, low) = x.quants()[at * 2 * BLOCK..][..2 * BLOCK].split_at(BLOCK);
             let quant = |i: usize| 256 * i32::from(high[i]) + i32::from(low[i]);
             let numbers = numbers(format, block, sub).map(|number| i32::from(number) - layout.offset);
             let len = BLOCK / layout.n_scales;
