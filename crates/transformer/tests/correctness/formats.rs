@@ -139,7 +139,7 @@ fn check_on_gpu(what: &str, format_of: impl Fn(usize) -> Format) {
     let tokens: Vec<u32> = (0..120).map(|i| i * 37 % 256).collect();
     // Prompts multiply halves, single tokens the planes.
     let logits = |target: Target, bytes: &[u8]| run(&mut *target.executor(bytes.to_vec()), &tokens, 70, None);
-    let want = logits(Target::Cpu(Isa::detect(), KvType::F32), &wide);
+    let want = logits(Target::Cpu(Isa::detect(), KvType::F32, None), &wide);
     let mut bits = Vec::new();
     for target in Target::all() {
         let got = logits(target, &quantised);
