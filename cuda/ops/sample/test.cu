@@ -458,7 +458,7 @@ TEST(sample_most_likely_tokens_come_in_order) {
 
 TEST(sample_the_only_token_allowed_is_scored_by_the_models_own_softmax) {
     Random random(14);
-    for (uint32_t n_vocab : kVocabs) {
+    for (uint32_t n_vocab : vocabs()) {
         Rows rows;
         std::vector<uint32_t> only;
         for (uint32_t i = 0; i < 24; i++) {
