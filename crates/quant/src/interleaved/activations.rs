@@ -3,7 +3,7 @@
 use super::BLOCK;
 use crate::aligned::Aligned;
 
-/// Rows of activations in blocks of 32: whole numbers of at most [`MOST`] in magnitude with one `f32` scale, kept as
+/// Rows of activations in blocks of 32: whole numbers of at most 127 * 256 in magnitude with one `f32` scale, kept as
 /// `256 high + low`, each a signed byte.
 #[derive(Debug, Default)]
 pub struct Activations16 {
@@ -126,7 +126,7 @@ pub struct Activations16Parts<'a> {
 impl Activations16Parts<'_> {
     /// Rounds `x`, which has as many values.
     ///
-    /// The scale takes the greatest magnitude to [`MOST`]. One value that is no number makes its block's products none; so does an
+    /// The scale takes the greatest magnitude to 127 * 256. One value that is no number makes its block's products none; so does an
     /// infinite one.
     pub fn quantize(self, x: &[f32]) {
         assert_eq!(2 * x.len(), self.quants.len(), "activations");
