@@ -114,8 +114,8 @@ fn a_comparison_has_the_figures_of_the_reference() {
             ("same_top", &got["same_top"]["value"]),
         ] {
             let (got, expected) = (number(got), number(&expected[name]));
-            // Differences of nearly equal things lose the digits that logits in f32 have.
-            assert!((got / expected - 1.0).abs() < 1e-2, "windows of {n_ctx}, {name}: {got} {expected}");
+            // Q8_0 moves logits by some 1e-2, and activations rounded to 16 bits, which its products take, by 1e-4.
+            assert!((got / expected - 1.0).abs() < 4e-2, "windows of {n_ctx}, {name}: {got} {expected}");
         }
     }
 }
