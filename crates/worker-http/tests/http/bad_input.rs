@@ -188,7 +188,7 @@ async fn a_client_that_closes_its_side_is_taken_to_have_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_reads_nothing_holds_up_nobody() {
     let worker = Worker::start().await;
-    worker.control.script_all(&worker.ids(&"語".repeat(682)));
+    worker.control.script_all(&worker.ids(&("語".repeat(682) + "ab"))); // 2,048 tokens, of which none is drawn
     let body = r#"{"job_id": "slow", "prompt": "hi", "logprobs": 20}"#;
     let head = format!(
         "POST /execute HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
