@@ -2,7 +2,7 @@
 
     pip install gguf numpy matplotlib
     python models/haiku/formats.py target/release/worker-orcd --llama-quantize llama-quantize --speed-model random-f16.gguf \
-        --out docs/formats
+        --out target/formats
 
 Accuracy is that of the haiku model: its KL divergence to F16 over 600 prompts with haiku of the grammar (`worker-orcd compare`), and how
 many of the sixty minute words it answers, greedily, with a haiku: three lines of 5, 7 and 5 syllables that hold the word once. Speed is that
