@@ -300,7 +300,8 @@ impl EngineHandle {
 
 /// One submitted request, for the one who reads its answer. Dropping it cancels the request before the next step.
 ///
-/// At most `max_tokens + 2` events ever wait in it, and one for each token of a prompt that is scored, so that a reader who is slow, or has stopped, never holds up a step.
+/// At most `max_tokens + 2` events ever wait in it, and one for each token of a prompt that is scored, so that a reader who is
+/// slow, or has stopped, never holds up a step.
 #[derive(Debug)]
 pub struct Job {
     id: JobId,

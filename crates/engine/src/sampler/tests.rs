@@ -5,16 +5,7 @@ use transformer::TokenCount;
 
 use super::*;
 
-const PLAIN: Sampling = Sampling {
-    temperature: 1.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-};
-const GREEDY: Sampling = Sampling { temperature: 0.0, ..PLAIN };
+const PLAIN: Sampling = Sampling { temperature: 1.0, ..Sampling::GREEDY };
 
 /// Chooses with every token of `history` generated once.
 fn choose(
@@ -163,7 +154,7 @@ proptest! {
         greedy in any::<bool>(),
         seed: u64,
     ) {
-        let sampling = if greedy { GREEDY } else { sampling };
+        let sampling = if greedy { Sampling::GREEDY } else { sampling };
         let changed: Vec<f32> = (0..).zip(&row).map(|(id, &logit)| changes.logit(id, logit)).collect();
         let mut sampler = Sampler::new(row.len());
         let expected = sampler.choose(&changed, &SampleRequest::new(&sampling, seed), 3);
@@ -228,7 +219,7 @@ proptest! {
         let mut sampler = Sampler::new(row.len());
         let maximum = finite_maximum(&row).unwrap();
         let first = row.iter().position(|&x| x == maximum).unwrap() as TokenId;
-        prop_assert_eq!(choose(&mut sampler, &row, &GREEDY, &[], 3, 4), Ok(first));
+        prop_assert_eq!(choose(&mut sampler, &row, &Sampling::GREEDY, &[], 3, 4), Ok(first));
         prop_assert_eq!(choose(&mut sampler, &row, &Sampling { top_k: 1, ..PLAIN }, &[], 3, 4), Ok(first));
         prop_assert_eq!(choose(&mut sampler, &row, &Sampling { top_p: 0.0, ..PLAIN }, &[], 3, 4), Ok(first));
     }
@@ -282,19 +273,19 @@ fn the_least_repetition_penalty_overflows_nothing() {
 #[test]
 fn the_repetition_penalty_divides_positive_and_multiplies_negative_logits() {
     let mut sampler = Sampler::new(3);
-    let penalized = Sampling { repetition_penalty: 2.0, ..GREEDY };
+    let penalized = Sampling { repetition_penalty: 2.0, ..Sampling::GREEDY };
     assert_eq!(choose(&mut sampler, &[3.0, 2.0, 1.0], &penalized, &[], 0, 0), Ok(0));
     assert_eq!(choose(&mut sampler, &[3.0, 2.0, 1.0], &penalized, &[0], 0, 0), Ok(1));
     assert_eq!(choose(&mut sampler, &[3.0, 2.0, 1.0], &penalized, &[0, 1], 0, 0), Ok(0));
     assert_eq!(choose(&mut sampler, &[-1.0, -1.5, -9.0], &penalized, &[0], 0, 0), Ok(1));
-    let encouraged = Sampling { repetition_penalty: 0.5, ..GREEDY };
+    let encouraged = Sampling { repetition_penalty: 0.5, ..Sampling::GREEDY };
     assert_eq!(choose(&mut sampler, &[3.0, 2.0, 1.0], &encouraged, &[1], 0, 0), Ok(1));
 }
 
 #[test]
 fn presence_is_subtracted_once_and_frequency_for_each_time() {
     let choose = |presence_penalty, frequency_penalty| {
-        let sampling = Sampling { presence_penalty, frequency_penalty, ..GREEDY };
+        let sampling = Sampling { presence_penalty, frequency_penalty, ..Sampling::GREEDY };
         let history = [TokenCount { id: 0, count: 1 }, TokenCount { id: 1, count: 3 }];
         let request = SampleRequest { history: &history, ..SampleRequest::new(&sampling, 0) };
         Sampler::new(3).choose(&[2.0, 3.0, 1.75], &request, 0)
@@ -352,7 +343,7 @@ fn the_coldest_and_the_flattest_settings_do_not_overflow() {
 fn a_row_without_a_finite_maximum_is_a_fault_and_not_a_panic() {
     let mut sampler = Sampler::new(2);
     for row in [[f32::NAN; 2], [f32::NEG_INFINITY; 2], [f32::INFINITY, 0.0]] {
-        for sampling in [GREEDY, PLAIN, Sampling { top_k: 3, top_p: 0.5, min_p: 0.1, ..PLAIN }] {
+        for sampling in [Sampling::GREEDY, PLAIN, Sampling { top_k: 3, top_p: 0.5, min_p: 0.1, ..PLAIN }] {
             let fault = choose(&mut sampler, &row, &sampling, &[], 0, 0).unwrap_err();
             assert!(fault.to_string().contains("no finite maximum"));
         }

@@ -112,8 +112,8 @@ impl MatmulScratch {
 /// which products share the call.
 ///
 /// # Panics
-/// When a shape does not fit, there are more than [`MAX_PRODUCTS`], `scratch` is for fewer threads than `pool` has, or the processor lacks `isa` or those of
-/// interleaved weights.
+/// When a shape does not fit, there are more than [`MAX_PRODUCTS`], `scratch` is for fewer threads than `pool` has, or the
+/// processor lacks `isa` or what interleaved weights need.
 pub fn matmul(
     pool: &Pool,
     isa: Isa,

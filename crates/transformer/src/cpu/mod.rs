@@ -2,7 +2,8 @@
 //!
 //! [`CpuExecutor`] checks the batch, then [`forward`](Executor::forward) reads like the paper, one kernel after the other.
 //! Activations, norms, scores and the residual stream are F32; weights are read in the format of their file, where they lie
-//! in it or interleaved ([`CpuOptions::integers`]); keys and values are F16 or F32 ([`KvType`]). All memory that a step needs is taken when the executor is made.
+//! in it or interleaved ([`CpuOptions::integers`]); keys and values are F16 or F32 ([`KvType`]). All memory that a step needs is
+//! taken when the executor is made.
 //!
 //! Every product takes its sum in one order, given by the instruction set and the format alone. So a row's bits depend on its
 //! sequence's tokens and on nothing else: not on its role, its neighbours, the cut into steps, or the threads.

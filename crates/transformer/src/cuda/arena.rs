@@ -1,8 +1,8 @@
 //! Where every weight lies in device memory: planned before anything is allocated.
 //!
 //! Matrices go into one allocation, in the format of their file: quantised ones as planes ([`quant::planes`]), others with each
-//! row padded to whole chunks of columns, so that kernels need no code for ragged ends. Matrices that are multiplied with the same activations lie behind each other. Vectors (norms,
-//! biases) are few bytes; they are widened to F32 and go into a second allocation.
+//! row padded to whole chunks of columns, so that kernels need no code for ragged ends. Matrices that are multiplied with the same
+//! activations lie behind each other. Vectors (norms, biases) are few bytes; they are widened to F32 and go into a second allocation.
 
 use std::collections::HashMap;
 

@@ -2,8 +2,8 @@
 //!
 //! A task of its own follows the answer at the engine's pace, not at the reader's: a stop string or a cancellation ends it
 //! at once even where the client has stopped reading. What the client has not read yet waits in a channel, which
-//! `max_tokens` bounds, and the prompt's length where that is scored. When the client is gone the channel closes and the task drops the engine's job, which frees it
-//! within one step.
+//! `max_tokens` bounds, and the prompt's length where that is scored. When the client is gone the channel closes and the task
+//! drops the engine's job, which frees it within one step.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -136,17 +136,6 @@ pub(crate) fn measure(executor: &mut dyn Executor, case: &Case, plan: &Plan) -> 
     Ok(Spread::of(rates))
 }
 
-/// The likeliest token.
-const GREEDY: Sampling = Sampling {
-    temperature: 0.0,
-    repetition_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-};
-
 /// Sequences of random tokens, each with blocks of its own.
 struct Bench<'e> {
     executor: &'e mut dyn Executor,
@@ -216,7 +205,7 @@ impl<'e> Bench<'e> {
         let n_blocks = (start + tokens.len()).div_ceil(self.block_tokens);
         self.batch.push(role, tokens, start as u32, &self.blocks[seq][..n_blocks], sample);
         if sample && self.samples {
-            self.batch.sample_with(&SampleRequest::new(&GREEDY, 0));
+            self.batch.sample_with(&SampleRequest::new(&Sampling::GREEDY, 0));
         }
     }
 
