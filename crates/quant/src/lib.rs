@@ -71,6 +71,7 @@ mod interleaved;
 mod isa;
 mod matmul;
 mod panel;
+mod parts;
 pub mod planes;
 pub mod simd;
 mod tile;

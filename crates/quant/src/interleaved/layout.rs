@@ -20,6 +20,7 @@ use half::f16;
 
 use super::{BLOCK, GROUP};
 use crate::formats::Format;
+use crate::parts::Parts;
 
 /// Bits that lie apart from the lower four.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,18 +141,19 @@ impl Layout {
     }
 
     /// Puts a row's part of a head among its group's.
-    pub(super) fn put_head(&self, format: Format, head: &mut [u8], r: usize, block: &[u8]) {
+    pub(super) fn put_head(&self, head: &mut [u8], r: usize, parts: &Parts) {
         let mut put = |at: usize, bytes: &[u8]| head[at..][..bytes.len()].copy_from_slice(bytes);
-        match format {
-            Format::Q6_K => put(2 * r, &block[208..210]),
-            _ => put(2 * r, &block[..2]),
-        }
+        let has_subs = self.blocks_per_head > 1;
+        let halves = if has_subs { &parts.supers[..] } else { &parts.scales[..4] };
+        put(2 * r, &halves[..2]);
         if self.has_min {
-            put(2 * (GROUP + r), &block[2..4]);
+            put(2 * (GROUP + r), &halves[2..]);
         }
-        if self.blocks_per_head > 1 {
-            for (i, byte) in sub_scales(format, block).iter().enumerate() {
-                put(GROUP * (2 + 2 * usize::from(self.has_min) + i) + r, &[*byte]);
+        if has_subs {
+            // Of Q6_K signed: the parts have them with 128 added.
+            let offset = if self.n_scales == 2 { 0x80 } else { 0 };
+            for (i, byte) in parts.scales.iter().enumerate() {
+                put(GROUP * (2 + 2 * usize::from(self.has_min) + i) + r, &[byte ^ offset]);
             }
         }
     }
@@ -176,48 +178,4 @@ pub(super) struct Scales {
     /// Of the first 16, and of the others.
     pub(super) scales: [f32; 2],
     pub(super) min: f32,
-}
-
-/// The two bytes of each 32 elements of a block of 256.
-fn sub_scales(format: Format, block: &[u8]) -> [u8; 16] {
-    if format == Format::Q6_K {
-        return std::array::from_fn(|i| block[192 + i]);
-    }
-    // Of the second four, two bits lie above the six of the first: ggml's `get_scale_min_k4`.
-    let p = &block[4..16];
-    std::array::from_fn(|i| match (i / 2, i % 2) {
-        (sub @ 0..4, 0) => p[sub] & 63,
-        (sub @ 0..4, _) => p[sub + 4] & 63,
-        (sub, 0) => p[sub + 4] & 15 | p[sub - 4] >> 6 << 4,
-        (sub, _) => p[sub + 4] >> 4 | p[sub] >> 6 << 4,
-    })
-}
-
-/// Numbers of 32 elements of a file's block, unsigned: the block itself, or sub-block `sub` of 256.
-pub(super) fn numbers(format: Format, block: &[u8], sub: usize) -> [u8; BLOCK] {
-    let halves = |bytes: &[u8]| -> [u8; BLOCK] {
-        std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
-    };
-    let with_fifth = |mut numbers: [u8; BLOCK], bits: &[u8]| {
-        numbers.iter_mut().enumerate().for_each(|(i, number)| *number |= (bits[i / 8] >> (i % 8) & 1) << 4);
-        numbers
-    };
-    // Of each two sub-blocks, the first in the lower halves of 32 bytes.
-    let of_two = |bytes: &[u8], i: usize| bytes[sub / 2 * 32 + i] >> (sub % 2 * 4) & 15;
-    match format {
-        Format::Q8_0 => std::array::from_fn(|i| block[2 + i] ^ 0x80),
-        Format::Q4_0 => halves(&block[2..18]),
-        Format::Q4_1 => halves(&block[4..20]),
-        Format::Q5_0 => with_fifth(halves(&block[6..22]), &block[2..6]),
-        Format::Q5_1 => with_fifth(halves(&block[8..24]), &block[4..8]),
-        Format::Q4_K => std::array::from_fn(|i| of_two(&block[16..144], i)),
-        Format::Q5_K => std::array::from_fn(|i| of_two(&block[48..176], i) | (block[16 + i] >> sub & 1) << 4),
-        Format::Q6_K => {
-            let (half, quarter) = (sub / 4, sub % 4);
-            let low = &block[half * 64 + quarter % 2 * 32..][..BLOCK];
-            let high = &block[128 + half * 32..][..BLOCK];
-            std::array::from_fn(|i| low[i] >> (quarter / 2 * 4) & 15 | (high[i] >> (quarter * 2) & 3) << 4)
-        }
-        _ => unreachable!("{format:?} is never interleaved"),
-    }
 }

@@ -1,8 +1,9 @@
 //! The product in plain Rust: what every kernel has to equal, bit for bit.
 
-use super::layout::{Layout, Scales, numbers};
+use super::layout::{Layout, Scales};
 use super::{Activations16, BLOCK};
 use crate::formats::Format;
+use crate::parts::{self, Parts};
 
 /// The dot product of one weight row, as it lies in the file, with row `token` of the activations.
 ///
@@ -13,15 +14,16 @@ pub fn dot16(format: Format, row: &[u8], x: &Activations16, token: usize) -> f32
     let Some(layout) = Layout::of(format) else { panic!("{format:?} cannot be interleaved") };
     let n_blocks = x.row_len() / BLOCK;
     let mut acc = 0.0f32;
-    let mut head = vec![0; layout.head_bytes()];
+    let (mut head, mut parts) = (vec![0; layout.head_bytes()], Parts::default());
     for (i, block) in row.chunks_exact(format.block_bytes()).enumerate() {
-        layout.put_head(format, &mut head, 0, block);
-        for sub in 0..layout.blocks_per_head {
+        parts::take_apart(format, block, &mut parts);
+        layout.put_head(&mut head, 0, &parts);
+        for (sub, numbers) in parts.numbers.as_chunks::<BLOCK>().0[..layout.blocks_per_head].iter().enumerate() {
             let at = token * n_blocks + i * layout.blocks_per_head + sub;
             let Scales { scales, min } = layout.scales(&head, 0, sub);
             let (high, low) = x.quants()[at * 2 * BLOCK..][..2 * BLOCK].split_at(BLOCK);
             let quant = |i: usize| 256 * i32::from(high[i]) + i32::from(low[i]);
-            let numbers = numbers(format, block, sub).map(|number| i32::from(number) - layout.offset);
+            let numbers = numbers.map(|number| i32::from(number) - layout.offset);
             let len = BLOCK / layout.n_scales;
             for (part, scale) in scales.iter().take(layout.n_scales).enumerate() {
                 let dot: i32 = (part * len..(part + 1) * len).map(|i| numbers[i] * quant(i)).sum();

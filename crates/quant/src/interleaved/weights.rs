@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::layout::{Layout, Scales, numbers};
+use super::layout::{Layout, Scales};
 use super::{BLOCK, GROUP};
 use crate::aligned::Aligned;
 use crate::formats::Format;
+use crate::parts::{self, Parts};
 
 /// A matrix whose rows are kept sixteen together, in about as many bytes as in the file: of `Q4_K` and `Q5_K` 3 % more, and the
 /// last sixteen are filled up with zeros.
@@ -81,6 +82,7 @@ impl Interleaved {
     pub fn interleave_groups(format: Format, n_cols: usize, rows: &[u8], groups: Range<usize>, to: &mut [u8]) {
         let (layout, row_bytes) = (layout(format), format.row_bytes(n_cols));
         let group_bytes = layout.group_bytes(n_cols);
+        let mut parts = Parts::default();
         assert_eq!(to.len(), groups.len() * group_bytes, "memory of {} groups", groups.len());
         for (group, to) in groups.zip(to.chunks_exact_mut(group_bytes.max(1))) {
             let (heads, columns) = to.split_at_mut(layout.columns_at(n_cols));
@@ -89,9 +91,11 @@ impl Interleaved {
             for (r, row) in rows.chunks_exact(row_bytes).take(GROUP).enumerate() {
                 let to = heads.chunks_exact_mut(layout.head_bytes()).zip(columns.chunks_exact_mut(columns_of_head));
                 for (block, (head, columns)) in row.chunks_exact(format.block_bytes()).zip(to) {
-                    layout.put_head(format, head, r, block);
-                    for (sub, columns) in columns.chunks_exact_mut(layout.column_bytes()).enumerate() {
-                        layout.put_numbers(columns, r, &numbers(format, block, sub));
+                    parts::take_apart(format, block, &mut parts);
+                    layout.put_head(head, r, &parts);
+                    let columns = columns.chunks_exact_mut(layout.column_bytes());
+                    for (columns, numbers) in columns.zip(parts.numbers.as_chunks::<BLOCK>().0) {
+                        layout.put_numbers(columns, r, numbers);
                     }
                 }
             }

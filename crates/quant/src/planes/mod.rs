@@ -24,12 +24,10 @@
 //! Six-bit scales take a byte each; a matrix of Q4_K is 2.8 % larger than its file, of Q3_K 3.6 %, of IQ4_XS 1.5 %, and others
 //! not at all.
 
-mod parts;
-
 use crate::Format;
 use crate::formats::{iq4_nl, mxfp4};
+use crate::parts::{Parts, take_apart};
 use half::f16;
-use parts::{Parts, take_apart};
 
 /// Columns of a chunk.
 pub const CHUNK: usize = 32;

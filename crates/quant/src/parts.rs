@@ -4,13 +4,13 @@ use crate::Format;
 
 /// What a block of up to 256 elements is made of.
 #[derive(Debug)]
-pub(super) struct Parts {
+pub(crate) struct Parts {
     /// Numbers in the order of columns.
-    pub(super) numbers: [u8; 256],
-    /// As they lie in the plane of scales.
-    pub(super) scales: [u8; 16],
+    pub(crate) numbers: [u8; 256],
+    /// Scales: halves, or bytes of sub-blocks, with their minima in turn. As they lie in the plane of scales.
+    pub(crate) scales: [u8; 16],
     /// As they lie in the plane of supers.
-    pub(super) supers: [u8; 4],
+    pub(crate) supers: [u8; 4],
 }
 
 impl Default for Parts {
@@ -20,7 +20,7 @@ impl Default for Parts {
 }
 
 /// Takes one block apart.
-pub(super) fn take_apart(format: Format, block: &[u8], parts: &mut Parts) {
+pub(crate) fn take_apart(format: Format, block: &[u8], parts: &mut Parts) {
     let Parts { numbers, scales, supers } = parts;
     match format {
         Format::F32 | Format::F16 | Format::BF16 => unreachable!("formats without blocks have no layout"),
