@@ -76,6 +76,7 @@ __device__ __forceinline__ Vector<WIDTH> updated(const float *residual, const fl
     for (uint32_t p = 0; p < kTogether; p++)
         if (p < n_partials)
             for (int j = 0; j < WIDTH; j++) sum.v[j] += parts[p].v[j];
+#pragma unroll 1  // rarely any
     for (uint32_t p = kTogether; p < n_partials; p++) {
         const Vector<WIDTH> part = load<WIDTH>(partials + p * partial_pitch + i * WIDTH);
         for (int j = 0; j < WIDTH; j++) sum.v[j] += part.v[j];

@@ -6,7 +6,8 @@
 //           and 16 or 32 rows; each warp takes every row's same eighth of the columns, so that a block reads whole rows
 //           and a narrow matrix still keeps many loads in flight. Tokens beyond 32 are the grid's second dimension.
 //           A lane loads 16 bytes of a row at a time, straight into the registers that the instruction wants; of a quantised
-//           row, what the planes have of its eight columns.
+//           row, what the planes have of its eight columns. Of a quantised matrix with so many rows that every warp has a
+//           tile to itself, each takes its tiles' slices one after the other (warp_per_tile).
 // Requires: rows padded to 32 columns with zeros, 16-byte aligned; see the launcher.
 // Cost:     the matrix once from memory for up to 32 tokens, and from L2 for each further 32; x from L1 and L2. For many tokens
 //           kernel_tiles.cu has a path on Hopper, with the same bits.
@@ -32,14 +33,17 @@ constexpr int kThreads = kWarps * 32;
 // A block that fills all 132 SMs of the largest device in use, twice over, is not made smaller.
 constexpr uint32_t kEnoughBlocks = 128;
 constexpr uint32_t kMaxSplits = 8;
-// A split narrower than this leaves warps without work.
-constexpr uint32_t kMinSplitChunks = 12;
+// So many tiles of 16 rows that each of an SM's warps has one, on all of 132 SMs.
+constexpr uint32_t kManyTiles = 132 * 3 * kWarps;
+// A split narrower than this leaves warps without work, and one deeper than that needs more than one round of loads.
+constexpr uint32_t kMinSplitChunks = 12, kMaxSplitChunks = 4 * kWarps;
 
-// Chunks of each of M tiles that are loaded before the first is used.
-template <int FORMAT, int M, bool NORM = false> __host__ __device__ constexpr int ahead() {
-    if (FORMAT == kAny || FORMAT == ORCD_FORMAT_Q6_K && M > 1) return 2;
-    if (FORMAT == ORCD_FORMAT_F32) return 2 / M;
-    return NORM && M > 1 ? 3 : 4 / M;  // a single token leaves registers for more
+// Chunks of each of M tiles that are loaded before the first is used. More take registers from a norm and from blocks beside this
+// one: notes.md has what was measured.
+template <int FORMAT, int M, bool NORM> __host__ __device__ constexpr int ahead() {
+    if (NORM && M > 1) return FORMAT == ORCD_FORMAT_Q8_0 ? 2 : 1;
+    if (FORMAT == kAny || FORMAT == ORCD_FORMAT_Q6_K && !NORM) return 2;
+    return (FORMAT == ORCD_FORMAT_F32 ? 2 : 4) / M;
 }
 
 // A row of a format that is rounded to halves, at one lane: nothing that has to be kept.
@@ -144,8 +148,11 @@ template <> struct Normalised<true> {
 // Blocks that an SM is to hold at once: a third where registers suffice.
 template <int FORMAT, int OUTPUT, int N, bool NORM> constexpr int min_blocks() {
     if (N > 1 || NORM || FORMAT == kAny) return 2;
-    return has_scales_after(FORMAT) && (OUTPUT == ORCD_DECODE_QKV || FORMAT == ORCD_FORMAT_Q6_K) ? 2 : 3;
+    return has_scales_after(FORMAT) && OUTPUT == ORCD_DECODE_QKV ? 2 : 3;
 }
+
+// Read from one lane, so that the compiler sees that the whole warp goes the same way.
+__device__ __forceinline__ int warp_of_block() { return __shfl_sync(~0u, threadIdx.x / 32, 0); }
 
 // Pieces `first_piece`, `first_piece + step` and so on, of M tiles of 16 rows and N tiles of 8 tokens. The next one's weights are
 // loaded before the last one's sums are finished.
@@ -159,7 +166,7 @@ __device__ __forceinline__ void take_pieces(const orcd_decode_matmul_args &a, ui
     constexpr int kFinishes = (kOutputs + kThreads - 1) / kThreads;
     __shared__ float sums[kWarps][kTokens][kPitch];
 
-    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int warp = warp_of_block(), g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const uint32_t split = blockIdx.z, first_token = blockIdx.y * kTokens;
     const uint32_t n_here = min((uint32_t)kTokens, a.n_tokens - first_token);
     const uint32_t last_pair = n_pairs<OUTPUT>(a) - 1, n_pieces = div_ceil(last_pair + 1, M * kPairs);
@@ -327,6 +334,80 @@ __global__ void __launch_bounds__(kThreads, 2) warp_per_slice_of_two_formats(orc
         take_pieces<FORMAT_OF_V, ORCD_DECODE_QKV, 1, N, NORM>(a, blockIdx.x, gridDim.x);
 }
 
+// Tiles of 16 rows by up to 8 tokens, each by one warp: for a matrix with so many rows that every warp has some. It goes through all
+// slices of the columns itself and adds them up in the same order. So no warp waits for another, and loads go on from one tile to
+// the next.
+template <int FORMAT, bool NORM> __global__ void __launch_bounds__(kThreads, 3) warp_per_tile(orcd_decode_matmul_args a) {
+    using Row = RowAt<FORMAT>;
+    constexpr int kAhead = 3;
+    const int warp = warp_of_block(), g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const uint32_t n_rows = a.w[0].n_rows, n_tiles = div_ceil(n_rows, 2 * kPairs), n_chunks = div_ceil(a.w[0].n_cols, ORCD_CHUNK);
+    const uint32_t first_tile = blockIdx.x * kWarps + warp, step = gridDim.x * kWarps;
+
+    let_successor_start();
+    Normalised<NORM> normalised;
+    normalised.prepare(a);
+    Row rows[2];
+    typename Row::Loaded pieces[kAhead][2];
+    uint32_t next_tile = first_tile, next_chunk = 0;  // to be loaded
+    auto find = [&] {
+        for (int second = 0; second < 2; second++)
+            rows[second].find(a.w[0], min(next_tile * (2 * kPairs) + second * kPairs + g, n_rows - 1), t);
+    };
+    auto load = [&](int slot) {
+        if (next_tile >= n_tiles) return;
+        for (int second = 0; second < 2; second++) rows[second].load(pieces[slot][second], next_chunk);
+        if (++next_chunk < n_chunks) return;
+        next_chunk = 0;
+        next_tile += step;
+        find();
+    };
+    find();
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) load(i);
+    const char *x = normalised.row(a, min((uint32_t)g, a.n_tokens - 1)) + t * 8;
+    wait_for_predecessor();
+    normalised.compute(a);
+
+    float total[4] = {}, c[4] = {};
+    uint32_t tile = first_tile, chunk = 0, slice = 0;
+    while (tile < n_tiles) {
+#pragma unroll
+        for (int i = 0; i < kAhead; i++) {
+            if (tile >= n_tiles) break;
+            uint4 numbers[2];
+            PlaneScale scales[2];
+            for (int second = 0; second < 2; second++) {
+                numbers[second] = rows[second].numbers(pieces[i][second], t);
+                scales[second] = rows[second].scale(pieces[i][second]);
+            }
+            load(i);
+            ChunkOfTokens<Row::kGroups, Row::kOffset> of_tokens;
+            of_tokens.load(x + chunk * 64);
+            multiply_chunk(c, numbers[0], numbers[1], scales[0], scales[1], of_tokens);
+            chunk++;
+            // Of few columns, some slices have none: they add nothing.
+            for (; slice < kWarps && chunk >= slice_of(a.w[0].n_cols, 1, 0, slice).end; slice++) {
+                for (int j = 0; j < 4; j++) {
+                    total[j] += c[j];
+                    c[j] = 0;
+                }
+            }
+            if (chunk < n_chunks) continue;
+            for (int j = 0; j < 4; j++) {
+                const uint32_t token = 2 * t + j % 2, row = tile * (2 * kPairs) + j / 2 * kPairs + g;
+                if (token < a.n_tokens && row < n_rows) {
+                    const float sum = total[j] * (a.x_unscale / scale_in_sums<FORMAT>(a.w[0]));
+                    a.out[(size_t)token * n_rows + row] = a.row_unscale ? sum * a.row_unscale[token] : sum;
+                }
+                total[j] = 0;
+            }
+            tile += step;
+            chunk = slice = 0;
+        }
+    }
+}
+
 // Blocks of a kernel that the current device holds at once.
 template <class Kernel> uint32_t resident_blocks(Kernel kernel) {
     int device = 0, n_sms = 0, per_sm = 0;
@@ -334,6 +415,12 @@ template <class Kernel> uint32_t resident_blocks(Kernel kernel) {
     if (cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 0;
     if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, kThreads, 0) != cudaSuccess) return 0;
     return (uint32_t)(n_sms * per_sm);
+}
+
+// Whether there are as many blocks as the device holds, though some take a piece more than others; else so few that all take equally
+// many, which leaves more of the device to the next kernel's loads. What is faster was measured.
+template <int FORMAT, int M, bool NORM> constexpr bool takes_all_blocks() {
+    return NORM && M > 1 && (FORMAT == ORCD_FORMAT_Q8_0 || FORMAT == ORCD_FORMAT_Q5_0 || FORMAT == ORCD_FORMAT_Q4_K);
 }
 
 template <int FORMAT, int OUTPUT, int M, int N, bool NORM = false>
@@ -344,10 +431,17 @@ int32_t launch_tile(const orcd_decode_matmul_args &a, orcd_stream stream) {
     // devices of one process are assumed to be alike here.
     static const uint32_t n_resident = resident_blocks(kernel);
     const uint32_t n_at_once = std::max(1u, n_resident / (n_columns * a.n_splits));
-    // Every block takes as many pieces as any other, or one fewer.
-    const uint32_t n_blocks = div_ceil(n_pieces, div_ceil(n_pieces, n_at_once));
+    const uint32_t n_in_turn = div_ceil(n_pieces, n_at_once);
+    const uint32_t n_blocks = takes_all_blocks<FORMAT, M, NORM>() ? std::min(n_pieces, n_at_once) : div_ceil(n_pieces, n_in_turn);
     const dim3 grid(n_blocks, n_columns, a.n_splits);
     return launch(kernel, grid, dim3(kThreads), 0, stream, a);
+}
+
+template <int FORMAT, bool NORM> int32_t launch_warp_per_tile(const orcd_decode_matmul_args &a, uint32_t n_tiles, orcd_stream stream) {
+    static const uint32_t n_resident = resident_blocks(warp_per_tile<FORMAT, NORM>);
+    // Every warp takes as many tiles as any other, or one fewer.
+    const uint32_t n_blocks = div_ceil(div_ceil(n_tiles, div_ceil(n_tiles, std::max(1u, n_resident) * kWarps)), kWarps);
+    return launch(warp_per_tile<FORMAT, NORM>, dim3(n_blocks), dim3(kThreads), 0, stream, a);
 }
 
 // The number of tokens chooses how many of them share a block, and how many rows: which changes no sum. Few rows at a time
@@ -356,10 +450,14 @@ template <int FORMAT, int OUTPUT> int32_t launch_output(const orcd_decode_matmul
     const uint64_t n_products = (uint64_t)2 * kPairs * div_ceil(n_pairs<OUTPUT>(a), kPairs) * a.w[0].n_cols * a.n_tokens;
     if (FORMAT == ORCD_FORMAT_F16 && a.n_tokens > kFewTokens && n_products >= kFewProducts && has_decode_tiles(a))
         return decode_tiles(a, kBestDecodeTile, stream);
-    // Two tiles at a time where there are many, and registers for both: the second's loads do not wait for the first's sums. Of a
-    // format with few bytes a row, one tile's loads are too few to keep the memory busy.
-    constexpr bool kIsSmall = FORMAT == ORCD_FORMAT_Q8_0 || FORMAT == ORCD_FORMAT_Q4_0 || FORMAT == ORCD_FORMAT_Q5_0;
-    constexpr bool kHasMany = OUTPUT == ORCD_DECODE_GATE_UP && FORMAT != kAny || OUTPUT == ORCD_DECODE_STORE && kIsSmall;
+    if constexpr (OUTPUT == ORCD_DECODE_STORE && has_scales_after(FORMAT) && FORMAT != kAny) {
+        const uint32_t n_tiles = div_ceil(a.w[0].n_rows, 2 * kPairs);
+        if (a.n_splits == 1 && a.n_tokens <= 8 && n_tiles >= kManyTiles)
+            return a.norm.weight ? launch_warp_per_tile<FORMAT, true>(a, n_tiles, stream)
+                                 : launch_warp_per_tile<FORMAT, false>(a, n_tiles, stream);
+    }
+    // Two tiles at a time where there are many, and registers for both: the second's loads do not wait for the first's sums.
+    constexpr bool kHasMany = OUTPUT == ORCD_DECODE_GATE_UP && FORMAT != kAny;
     constexpr int kNormTiles = kHasMany ? 2 : 1;
     if (a.norm.weight) return launch_tile<FORMAT, OUTPUT, kNormTiles, 1, true>(a, stream);
     if (a.n_tokens <= 8) return launch_tile<FORMAT, OUTPUT, 1, 1>(a, stream);
@@ -440,7 +538,7 @@ extern "C" uint32_t orcd_decode_matmul_splits(uint32_t n_rows, uint32_t n_cols) 
     const uint32_t wanted = orcd::div_ceil(orcd::kEnoughBlocks, n_tiles);
     uint32_t n_splits = wanted < by_width ? wanted : by_width;
     // and where it is deep, so many that a warp has all its loads under way at once.
-    const uint32_t by_depth = orcd::div_ceil(n_chunks, orcd::kWarps * orcd::ahead<ORCD_FORMAT_F16, 1>());
+    const uint32_t by_depth = orcd::div_ceil(n_chunks, orcd::kMaxSplitChunks);
     if (n_tiles < orcd::kEnoughBlocks && n_splits < by_depth) n_splits = by_depth;
     if (n_splits > orcd::kMaxSplits) n_splits = orcd::kMaxSplits;
     return n_splits > 0 ? n_splits : 1;

@@ -95,6 +95,56 @@ TEST(decode_matmul_gives_a_token_the_same_bits_alone_and_among_256) {
     }
 }
 
+// So many rows that each is one warp's, where up to 8 tokens are concerned.
+TEST(decode_matmul_gives_a_row_the_same_bits_among_few_rows_and_many) {
+    Random random(9);
+    for (uint32_t format : {ORCD_FORMAT_Q8_0, ORCD_FORMAT_Q4_0, ORCD_FORMAT_Q5_0, ORCD_FORMAT_Q4_K, ORCD_FORMAT_Q6_K}) {
+        // Eight slices of 3, 9 and 8 chunks.
+        const uint32_t n_cols = block_of(format) == 256 ? 256 : format == ORCD_FORMAT_Q8_0 ? 288 : 96;
+        const uint32_t n_many = 50709, n_few = 2005, n_tokens = 9;
+        TestMatrix w(format, n_many, n_cols, random, 0.05f);
+        TestActivations x(n_tokens, n_cols, 1.0f, random);
+        Guarded<float> residual(random.normals(2 * n_cols)), weight(random.normals(n_cols)), residual_out(2 * n_cols);
+        const std::vector<float> row_unscale = {1, 2, 4, 0.5f, 1, 0.25f, 8, 1, 2};
+        Guarded<float> unscale(row_unscale);
+        auto run = [&](uint32_t n_rows, uint32_t n, bool norm) {
+            Guarded<float> out((size_t)n * n_rows);
+            orcd_decode_matmul_args a{};
+            a.w[0] = w.matrix;
+            a.w[0].n_rows = n_rows;
+            a.x = x.get();
+            a.x_pitch = x.pitch;
+            a.x_unscale = 0.5f;
+            if (!norm) a.row_unscale = unscale.get();
+            a.n_tokens = n;
+            a.n_splits = 1;
+            a.out = out.get();
+            if (norm) {
+                a.norm.residual = residual.get();
+                a.norm.residual_out = residual_out.get();
+                a.norm.weight = weight.get();
+                a.norm.eps = 1e-6f;
+                a.norm.scale = 8.0f;
+            }
+            CUDA(orcd_decode_matmul(&a, nullptr));
+            return out.read();
+        };
+        for (bool norm : {false, true}) {
+            for (uint32_t n : {1u, 2u, 7u, 8u}) {
+                if (norm && n > ORCD_DECODE_NORM_MAX_TOKENS || few_cases() && n % 7 != 1) continue;
+                const std::vector<float> few = run(n_few, n, norm), many = run(n_many, n, norm);
+                bool same = true;
+                for (uint32_t i = 0; i < n * n_few; i++) same &= few[i] == many[(size_t)(i / n_few) * n_many + i % n_few];
+                CHECK(same, "%s, %u tokens%s: rows differ", name_of(format), n, norm ? ", normalised" : "");
+                if (norm) continue;
+                const std::vector<float> among = run(n_many, n_tokens, false);
+                CHECK(same_bits(many, std::vector<float>(among.begin(), among.begin() + many.size())), "%s: %u tokens differ from 9",
+                      name_of(format), n);
+            }
+        }
+    }
+}
+
 TEST(decode_matmul_gate_up_is_close_to_the_reference_beyond_the_range_of_halves) {
     Random random(3);
     // The last shape's activations exceed 65,504.
