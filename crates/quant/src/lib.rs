@@ -30,8 +30,8 @@
 //! `golden/make_blocks.py` and `tests/blocks`, and the tests then hold it to the values of another implementation, to its
 //! dot product's bits on every path, and to the bytes that it may read.
 //!
-//! A format whose elements are whole numbers can be interleaved too: a line in `interleaved/layout.rs` and in `interleaved/columns.rs`,
-//! and what its file's blocks hold in `numbers` and `put_head`.
+//! A format whose elements are whole numbers can be interleaved too: how its blocks are taken apart in `parts.rs`, a line in each
+//! of `layout.rs`, `columns.rs` and `mod.rs` in `interleaved/`, and its name in `weights.rs`.
 //!
 //! A quantizer is optional: [`Format::can_quantize`] says whether there is one. It rounds as ggml's reference does, or
 //! loses less, without a matrix of importance, and gives the same bytes on every machine.

@@ -21,6 +21,7 @@ use half::f16;
 use super::{BLOCK, GROUP};
 use crate::formats::Format;
 use crate::parts::Parts;
+use crate::simd::Simd;
 
 /// Bits that lie apart from the lower four.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,29 +99,28 @@ impl Layout {
         n_cols / BLOCK / self.blocks_per_head * self.head_bytes()
     }
 
-    /// Puts a row's numbers among its group's.
-    pub(super) fn put_numbers(&self, columns: &mut [u8], r: usize, numbers: &[u8; BLOCK]) {
-        let fours = numbers.as_chunks::<4>().0;
+    /// Writes the columns of 32 elements of a group.
+    #[inline(always)]
+    pub(super) fn put_numbers<S: Simd>(&self, simd: S, columns: &mut [u8], rows: [&[u8; BLOCK]; GROUP]) {
+        let words = simd.transpose(rows);
         let (to, high) = columns.split_at_mut(GROUP * if self.high == High::Together { BLOCK } else { BLOCK / 2 });
-        let to = to.as_chunks_mut::<4>().0;
-        match self.high {
-            High::Together => (0..8).for_each(|k| to[k * GROUP + r] = fours[k]),
-            _ => (0..4).for_each(|k| {
-                to[k * GROUP + r] = std::array::from_fn(|j| fours[k][j] & 15 | fours[k + 4][j] << 4);
-            }),
-        }
-        for (k, four) in fours.iter().enumerate() {
+        for (k, to) in to.as_chunks_mut().0.iter_mut().enumerate() {
             match self.high {
-                High::Fifth => {
-                    let bits = (0..4).fold(0, |bits, j| bits | (four[j] >> 4 & 1) << j);
-                    high[k * 8 + r / 2] |= bits << (r % 2 * 4);
+                High::Together => put_column(to, &words[k]),
+                _ => put_column(to, &halves_together(&words[k], &words[k + 4])),
+            }
+        }
+        match self.high {
+            High::None | High::Together => {}
+            High::Fifth => {
+                for (to, column) in high.as_chunks_mut().0.iter_mut().zip(&words) {
+                    *to = fifth_bits(column).to_le_bytes();
                 }
-                High::FifthAndSixth => {
-                    for (j, number) in four.iter().enumerate() {
-                        high[(k / 4 * GROUP + r) * 4 + j] |= (number >> 4) << (k % 4 * 2);
-                    }
+            }
+            High::FifthAndSixth => {
+                for (to, columns) in high.as_chunks_mut().0.iter_mut().zip(words.as_chunks().0) {
+                    put_column(to, &fifth_and_sixth_bits(columns));
                 }
-                High::None | High::Together => {}
             }
         }
     }
@@ -141,6 +141,7 @@ impl Layout {
     }
 
     /// Puts a row's part of a head among its group's.
+    #[inline(always)]
     pub(super) fn put_head(&self, head: &mut [u8], r: usize, parts: &Parts) {
         let mut put = |at: usize, bytes: &[u8]| head[at..][..bytes.len()].copy_from_slice(bytes);
         let has_subs = self.blocks_per_head > 1;
@@ -178,4 +179,47 @@ pub(super) struct Scales {
     /// Of the first 16, and of the others.
     pub(super) scales: [f32; 2],
     pub(super) min: f32,
+}
+
+/// Four numbers of each row of a group, a byte each.
+type Column = [u32; GROUP];
+
+#[inline(always)]
+fn put_column(to: &mut [u8; 4 * GROUP], column: &Column) {
+    for (to, word) in to.as_chunks_mut().0.iter_mut().zip(column) {
+        *to = word.to_le_bytes();
+    }
+}
+
+/// The lower four bits of one column in the lower halves of bytes, of another in the upper ones.
+#[inline(always)]
+fn halves_together(lower: &Column, upper: &Column) -> Column {
+    let mut both = [0; GROUP];
+    for (both, (lower, upper)) in both.iter_mut().zip(lower.iter().zip(upper)) {
+        *both = lower & 0x0F0F_0F0F | (upper & 0x0F0F_0F0F) << 4;
+    }
+    both
+}
+
+/// The fifth bits, those of row `r` from bit `4 r` on.
+#[inline(always)]
+fn fifth_bits(column: &Column) -> u64 {
+    let mut bits = 0;
+    for (r, word) in column.iter().enumerate() {
+        // The product brings a row's four bits, which are eight apart, together in its highest byte.
+        bits |= u64::from((word >> 4 & 0x0101_0101).wrapping_mul(0x0102_0408) >> 24) << (4 * r);
+    }
+    bits
+}
+
+/// The fifth and sixth bits of four columns, one above the other.
+#[inline(always)]
+fn fifth_and_sixth_bits(columns: &[Column; 4]) -> Column {
+    let mut bits = [0; GROUP];
+    for (k, column) in columns.iter().enumerate() {
+        for (bits, word) in bits.iter_mut().zip(column) {
+            *bits |= (word >> 4 & 0x0303_0303) << (2 * k);
+        }
+    }
+    bits
 }

@@ -6,7 +6,9 @@ use super::layout::{Layout, Scales};
 use super::{BLOCK, GROUP};
 use crate::aligned::Aligned;
 use crate::formats::Format;
+use crate::isa::{Isa, Kernel};
 use crate::parts::{self, Parts};
+use crate::simd::Simd;
 
 /// A matrix whose rows are kept sixteen together, in about as many bytes as in the file: of `Q4_K` and `Q5_K` 3 % more, and the
 /// last sixteen are filled up with zeros.
@@ -80,26 +82,11 @@ impl Interleaved {
     /// # Panics
     /// When the lengths do not fit.
     pub fn interleave_groups(format: Format, n_cols: usize, rows: &[u8], groups: Range<usize>, to: &mut [u8]) {
-        let (layout, row_bytes) = (layout(format), format.row_bytes(n_cols));
-        let group_bytes = layout.group_bytes(n_cols);
-        let mut parts = Parts::default();
+        let (group_bytes, rows_bytes) = (layout(format).group_bytes(n_cols), GROUP * format.row_bytes(n_cols));
         assert_eq!(to.len(), groups.len() * group_bytes, "memory of {} groups", groups.len());
-        for (group, to) in groups.zip(to.chunks_exact_mut(group_bytes.max(1))) {
-            let (heads, columns) = to.split_at_mut(layout.columns_at(n_cols));
-            let columns_of_head = layout.blocks_per_head * layout.column_bytes();
-            let rows = &rows[group * GROUP * row_bytes..];
-            for (r, row) in rows.chunks_exact(row_bytes).take(GROUP).enumerate() {
-                let to = heads.chunks_exact_mut(layout.head_bytes()).zip(columns.chunks_exact_mut(columns_of_head));
-                for (block, (head, columns)) in row.chunks_exact(format.block_bytes()).zip(to) {
-                    parts::take_apart(format, block, &mut parts);
-                    layout.put_head(head, r, &parts);
-                    let columns = columns.chunks_exact_mut(layout.column_bytes());
-                    for (columns, numbers) in columns.zip(parts.numbers.as_chunks::<BLOCK>().0) {
-                        layout.put_numbers(columns, r, numbers);
-                    }
-                }
-            }
-        }
+        // The last group may have fewer rows; a group behind it has none.
+        let [start, end] = [groups.start, groups.end].map(|group| rows.len().min(group * rows_bytes));
+        Isa::detect().run(Interleave { format, n_cols, rows: &rows[start..end], to });
     }
 
     /// One row, as `f32`: what [`dequantize`](crate::dequantize) makes of the file's.
@@ -120,6 +107,61 @@ impl Interleaved {
                 let number = i32::from(layout.number(columns, r, i)) - layout.offset;
                 let product = scales[i / 16] * number as f32;
                 *out = if layout.has_min { product + min } else { product };
+            }
+        }
+    }
+}
+
+/// Interleaves the rows of whole groups; the last may have fewer than sixteen.
+struct Interleave<'a> {
+    format: Format,
+    n_cols: usize,
+    rows: &'a [u8],
+    to: &'a mut [u8],
+}
+
+impl Kernel for Interleave<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        /// Compiles it for each format by itself.
+        macro_rules! of_each {
+            ($($name:ident)*) => {
+                match self.format {
+                    $(Format::$name => Self { format: Format::$name, ..self }.run_plainly(simd),)*
+                    other => unreachable!("{other:?} is never interleaved"),
+                }
+            };
+        }
+        of_each!(Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K);
+    }
+}
+
+impl Interleave<'_> {
+    #[inline(always)]
+    fn run_plainly<S: Simd>(self, simd: S) {
+        let Self { format, n_cols, rows, to } = self;
+        let (layout, row_bytes, block_bytes) = (layout(format), format.row_bytes(n_cols), format.block_bytes());
+        let mut parts: [Parts; GROUP] = Default::default();
+        let groups = to.chunks_exact_mut(layout.group_bytes(n_cols).max(1));
+        for (rows, to) in rows.chunks((GROUP * row_bytes).max(1)).zip(groups) {
+            if rows.len() < GROUP * row_bytes {
+                parts = Default::default();
+            }
+            let (heads, columns) = to.split_at_mut(layout.columns_at(n_cols));
+            let columns = columns.chunks_exact_mut(layout.blocks_per_head * layout.column_bytes());
+            for (block, (head, columns)) in heads.chunks_exact_mut(layout.head_bytes()).zip(columns).enumerate() {
+                // The next group's rows, a line at a time: sixteen rows side by side are more than the processor foresees.
+                for at in (0..GROUP * block_bytes).step_by(64) {
+                    simd.prefetch(rows.as_ptr().wrapping_add(GROUP * (row_bytes + block * block_bytes) + at));
+                }
+                for (r, (row, parts)) in rows.chunks_exact(row_bytes).zip(&mut parts).enumerate() {
+                    parts::take_apart(format, &row[block * block_bytes..][..block_bytes], parts);
+                    layout.put_head(head, r, parts);
+                }
+                for (i, columns) in columns.chunks_exact_mut(layout.column_bytes()).enumerate() {
+                    layout.put_numbers(simd, columns, parts.each_ref().map(|parts| &parts.numbers.as_chunks().0[i]));
+                }
             }
         }
     }

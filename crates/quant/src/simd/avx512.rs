@@ -211,6 +211,31 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: [&[u8; 32]; 16]) -> [[u32; 16]; 8] {
+        unsafe {
+            let mut columns = [[0; 16]; 8];
+            for (half, columns) in columns.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let mut fours = [_mm512_setzero_si512(); 4];
+                // What follows stays within quarters of a vector.
+                for (i, to) in fours.iter_mut().enumerate() {
+                    let from = [rows[i], rows[i + 4], rows[i + 8], rows[i + 12]];
+                    let low = _mm512_castsi128_si512(_mm_loadu_si128(from[0].as_ptr().add(16 * half).cast()));
+                    let low = _mm512_inserti32x4::<1>(low, _mm_loadu_si128(from[1].as_ptr().add(16 * half).cast()));
+                    let low = _mm512_inserti32x4::<2>(low, _mm_loadu_si128(from[2].as_ptr().add(16 * half).cast()));
+                    *to = _mm512_inserti32x4::<3>(low, _mm_loadu_si128(from[3].as_ptr().add(16 * half).cast()));
+                }
+                let [a, b, c, d] = fours;
+                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+                _mm512_storeu_si512(columns[0].as_mut_ptr().cast(), _mm512_unpacklo_epi64(ab, cd));
+                _mm512_storeu_si512(columns[1].as_mut_ptr().cast(), _mm512_unpackhi_epi64(ab, cd));
+                _mm512_storeu_si512(columns[2].as_mut_ptr().cast(), _mm512_unpacklo_epi64(ab_high, cd_high));
+                _mm512_storeu_si512(columns[3].as_mut_ptr().cast(), _mm512_unpackhi_epi64(ab_high, cd_high));
+            }
+            columns
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, from: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }

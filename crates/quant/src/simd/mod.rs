@@ -94,6 +94,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
         indices.map(|index| table[usize::from(index & 0xF)])
     }
 
+    /// Sixteen rows of 32 bytes as columns of four: word `r` of column `k` is bytes `4 k` to `4 k + 3` of row `r`, little-endian.
+    #[inline(always)]
+    fn transpose(self, rows: [&[u8; 32]; 16]) -> [[u32; 16]; 8] {
+        std::array::from_fn(|k| rows.map(|row| u32::from_le_bytes(row.as_chunks().0[k])))
+    }
+
     /// Asks for the cache line at an address, which may be any: nothing is read that is not there.
     fn prefetch(self, from: *const u8);
     /// `LANES` values of `f32`.
@@ -118,4 +124,33 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn splat_f16(self, from: *const u8) -> Self::F;
     /// Writes `LANES` values of `f32`.
     unsafe fn store_ptr(self, value: Self::F, to: *mut f32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Simd;
+    use crate::isa::{Isa, Kernel};
+
+    struct Transpose<'a>([&'a [u8; 32]; 16]);
+
+    impl Kernel for Transpose<'_> {
+        type Output = [[u32; 16]; 8];
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            simd.transpose(self.0)
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_transposes_alike() {
+        let bytes: Vec<u8> = (0..512u32).map(|i| (i * 167 / 8) as u8).collect();
+        let rows = std::array::from_fn(|r| &bytes.as_chunks().0[r]);
+        for isa in Isa::available() {
+            for (k, column) in isa.run(Transpose(rows)).iter().enumerate() {
+                for (row, word) in rows.iter().zip(column) {
+                    assert_eq!(row[4 * k..][..4], word.to_le_bytes(), "{isa:?}, column {k}");
+                }
+            }
+        }
+    }
 }
