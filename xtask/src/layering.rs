@@ -43,7 +43,7 @@ const ROOMS: &[Room] = &[
 /// Packages that no other may need to run, only to be tested.
 const FOR_TESTS: &[&str] = &["test-support", "worker-tests", "xtask"];
 
-/// Crates from outside that are the business of few: HTTP servers, mapped files, templates, terminals.
+/// Crates from outside that are the business of few: HTTP servers, mapped memory, templates, terminals.
 const KEPT: &[(&str, &[&str])] = &[
     ("axum", &["worker-http", "worker-tests"]),
     ("hyper", &["worker-http"]),
@@ -51,7 +51,7 @@ const KEPT: &[(&str, &[&str])] = &[
     ("tower-http", &["worker-http"]),
     ("prometheus-client", &["worker-http"]),
     ("reqwest", &["worker-orcd", "worker-tests"]),
-    ("memmap2", &["weight-loader"]),
+    ("memmap2", &["quant", "weight-loader"]),
     ("minijinja", &["tokenizer"]),
     ("llguidance", &["structured"]),
     ("clap", &["worker-orcd", "worker-tests", "xtask"]),
@@ -75,6 +75,7 @@ const UNKNOWN: &[(&str, &[&str])] = &[
 
 /// Where `unsafe` may stand: files, and folders with a slash at the end.
 const UNSAFE: &[&str] = &[
+    "crates/quant/src/aligned.rs", // looks at pages as numbers
     "crates/quant/src/simd/",
     "crates/quant/src/formats/",
     "crates/quant/src/interleaved/",

@@ -1,56 +1,68 @@
-//! Memory whose first element begins a cache line.
+//! Memory for numbers, in whole pages of its own.
+#![allow(unsafe_code)] // Looks at a mapping's bytes as numbers.
 
-use std::collections::TryReserveError;
+use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
 
-/// Bytes of a cache line, and of the widest vector.
-const LINE: usize = 64;
-
-/// A fixed number of `f32` that begin on a cache line.
+/// A fixed number of `f32` that begin on a page, and so on a cache line.
 ///
 /// A vector of 64 bytes that begins elsewhere lies in two lines and takes two reads: products with many tokens are a sixth
 /// to a fifth slower on activations that are not aligned.
 #[derive(Debug, Default)]
 pub struct Aligned {
-    memory: Vec<f32>,
-    first: usize,
+    memory: Option<MmapMut>,
     len: usize,
 }
 
 impl Aligned {
     /// `len` zeros, of which the system hands out pages as they are first written.
+    ///
+    /// # Panics
+    /// When there is no memory for them.
     pub fn zeros(len: usize) -> Aligned {
-        let memory = vec![0.0; len + LINE / size_of::<f32>()];
-        // `align_offset` may decline, in theory; then nothing is lost but speed.
-        let first = memory.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
-        Aligned { memory, first, len }
+        Aligned::try_zeros(len).unwrap_or_else(|| panic!("no memory for {len} numbers"))
     }
 
-    /// The same, where there is memory for it.
+    /// The same; `None` where there is no memory for them.
+    pub fn try_zeros(len: usize) -> Option<Aligned> {
+        let n_bytes = len.checked_mul(size_of::<f32>())?;
+        let memory = if n_bytes > 0 { Some(MmapMut::map_anon(n_bytes).ok()?) } else { None };
+        Some(Aligned { memory, len })
+    }
+
+    /// Asks for pages of megabytes, which are handed out, and found again, in fewer steps.
     ///
-    /// # Errors
-    /// When there is not, or the size overflows.
-    pub fn try_zeros(len: usize) -> Result<Aligned, TryReserveError> {
-        Vec::<f32>::new().try_reserve_exact(len.saturating_add(LINE))?;
-        Ok(Aligned::zeros(len))
+    /// What lies side by side shares them, if none of it has been written yet.
+    #[must_use]
+    pub(crate) fn in_huge_pages(self) -> Aligned {
+        #[cfg(target_os = "linux")]
+        if let Some(memory) = &self.memory {
+            // A system without them says no, which costs speed and nothing else.
+            let _ = memory.advise(memmap2::Advice::HugePage);
+        }
+        self
     }
 
     /// Bytes held.
     pub fn n_bytes(&self) -> usize {
-        self.memory.capacity() * size_of::<f32>()
+        self.memory.as_ref().map_or(0, |memory| memory.len())
     }
 }
 
 impl Deref for Aligned {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.memory[self.first..self.first + self.len]
+        let Some(memory) = &self.memory else { return &[] };
+        // SAFETY: a mapping begins on a page, and was made for as many numbers, for which all bits are valid.
+        unsafe { std::slice::from_raw_parts(memory.as_ptr().cast(), self.len) }
     }
 }
 
 impl DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.memory[self.first..self.first + self.len]
+        let Some(memory) = &mut self.memory else { return &mut [] };
+        // SAFETY: as above, and exclusive.
+        unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), self.len) }
     }
 }
 
@@ -60,11 +72,13 @@ mod tests {
 
     #[test]
     fn begins_on_a_cache_line_and_has_its_length() {
-        for len in [0, 1, 16, 1000] {
+        assert!(Aligned::zeros(0).is_empty());
+        for len in [1, 16, 1000] {
             let mut memory = Aligned::zeros(len);
             memory.fill(1.0);
-            assert_eq!((memory.len(), memory.as_ptr() as usize % LINE), (len, 0));
+            assert_eq!((memory.len(), memory.as_ptr() as usize % 64), (len, 0));
         }
-        assert!(Aligned::try_zeros(usize::MAX).is_err());
+        assert!(Aligned::try_zeros(usize::MAX).is_none());
+        assert!(Aligned::try_zeros(usize::MAX / 8).is_none());
     }
 }

@@ -21,17 +21,15 @@ pub struct Interleaved {
 }
 
 impl Interleaved {
-    /// Room for a matrix, with nothing in it yet.
-    ///
-    /// # Errors
-    /// When there is no memory.
+    /// Room for a matrix, with nothing in it yet; `None` where there is no memory for it.
     ///
     /// # Panics
     /// When the format cannot be interleaved, or a row does not hold whole blocks.
-    pub fn new(format: Format, n_rows: usize, n_cols: usize) -> Result<Self, std::collections::TryReserveError> {
+    pub fn new(format: Format, n_rows: usize, n_cols: usize) -> Option<Self> {
         assert!(n_cols.is_multiple_of(format.block_len()), "rows of {n_cols} do not hold whole blocks of {format:?}");
         let n_bytes = n_rows.div_ceil(GROUP) * layout(format).group_bytes(n_cols);
-        Ok(Self { format, n_rows, n_cols, memory: Aligned::try_zeros(n_bytes.div_ceil(size_of::<f32>()))? })
+        let memory = Aligned::try_zeros(n_bytes.div_ceil(size_of::<f32>()))?.in_huge_pages();
+        Some(Self { format, n_rows, n_cols, memory })
     }
 
     /// How the rows were stored.
@@ -124,34 +122,35 @@ impl Kernel for Interleave<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        /// Compiles it for each format by itself.
-        macro_rules! of_each {
+        /// One arm for each format, so that each is compiled by itself, with its layout known.
+        macro_rules! compiled_for {
             ($($name:ident)*) => {
                 match self.format {
-                    $(Format::$name => Self { format: Format::$name, ..self }.run_plainly(simd),)*
+                    $(Format::$name => Self { format: Format::$name, ..self }.run_inlined(simd),)*
                     other => unreachable!("{other:?} is never interleaved"),
                 }
             };
         }
-        of_each!(Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K);
+        compiled_for!(Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K);
     }
 }
 
 impl Interleave<'_> {
     #[inline(always)]
-    fn run_plainly<S: Simd>(self, simd: S) {
+    fn run_inlined<S: Simd>(self, simd: S) {
         let Self { format, n_cols, rows, to } = self;
         let (layout, row_bytes, block_bytes) = (layout(format), format.row_bytes(n_cols), format.block_bytes());
         let mut parts: [Parts; GROUP] = Default::default();
         let groups = to.chunks_exact_mut(layout.group_bytes(n_cols).max(1));
         for (rows, to) in rows.chunks((GROUP * row_bytes).max(1)).zip(groups) {
             if rows.len() < GROUP * row_bytes {
-                parts = Default::default();
+                parts = Default::default(); // Zeros for the rows that are not there.
             }
             let (heads, columns) = to.split_at_mut(layout.columns_at(n_cols));
             let columns = columns.chunks_exact_mut(layout.blocks_per_head * layout.column_bytes());
             for (block, (head, columns)) in heads.chunks_exact_mut(layout.head_bytes()).zip(columns).enumerate() {
-                // The next group's rows, a line at a time: sixteen rows side by side are more than the processor foresees.
+                // The next group, in step: sixteen rows side by side are more than the processor foresees, and formats of four
+                // bits would take twice as long.
                 for at in (0..GROUP * block_bytes).step_by(64) {
                     simd.prefetch(rows.as_ptr().wrapping_add(GROUP * (row_bytes + block * block_bytes) + at));
                 }

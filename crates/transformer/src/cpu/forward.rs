@@ -257,5 +257,5 @@ impl Activations {
 fn zeros(n: usize, width: usize) -> Result<Aligned, CpuError> {
     let n_values = n.saturating_mul(width);
     let n_bytes = (n_values as u64).saturating_mul(size_of::<f32>() as u64);
-    Aligned::try_zeros(n_values).map_err(|_| CpuError::Memory { what: "a step's activations", n_bytes })
+    Aligned::try_zeros(n_values).ok_or(CpuError::Memory { what: "a step's activations", n_bytes })
 }

@@ -15,8 +15,8 @@ use crate::spec::{USABLE_ROPE_FACTORS, unusable_rope_factor};
 pub(super) enum Weight {
     /// In the bytes of its file.
     InFile { tensor: Tensor, format: Format, n_rows: usize, n_cols: usize },
-    /// Interleaved, for products with activations of 16 bits.
-    Interleaved(Interleaved, IntegerIsa),
+    /// Interleaved, for products with activations of 16 bits; `tensor` is what it was made from.
+    Interleaved { interleaved: Interleaved, isa: IntegerIsa, tensor: Tensor },
 }
 
 impl Weight {
@@ -26,20 +26,27 @@ impl Weight {
             Weight::InFile { tensor, format, n_rows, n_cols } => {
                 Matrix { format: *format, n_rows: *n_rows, n_cols: *n_cols, values: Values::Rows(tensor.bytes()) }
             }
-            Weight::Interleaved(interleaved, isa) => Matrix::interleaved(interleaved, *isa),
+            Weight::Interleaved { interleaved, isa, .. } => Matrix::interleaved(interleaved, *isa),
         }
     }
 
-    /// The same interleaved, where it can be: the file's pages are given back.
-    fn interleaved(self, pool: &Pool, isa: IntegerIsa) -> Result<Self, CpuError> {
-        let Weight::InFile { tensor, format, n_rows, n_cols } = self else { return Ok(self) };
-        if !quant::can_interleave(format) {
-            return Ok(Weight::InFile { tensor, format, n_rows, n_cols });
+    /// Where it can be interleaved, room for that, to be filled by [`Weight::fill`].
+    fn with_room(self, isa: IntegerIsa) -> Result<Self, CpuError> {
+        match self {
+            Weight::InFile { tensor, format, n_rows, n_cols } if quant::can_interleave(format) => {
+                let n_bytes = tensor.bytes().len() as u64;
+                let no_memory = CpuError::Memory { what: "interleaved weights", n_bytes };
+                let interleaved = Interleaved::new(format, n_rows, n_cols).ok_or(no_memory)?;
+                Ok(Weight::Interleaved { interleaved, isa, tensor })
+            }
+            other => Ok(other),
         }
-        let n_bytes = tensor.bytes().len() as u64;
-        let no_memory = |_| CpuError::Memory { what: "interleaved weights", n_bytes };
-        let mut interleaved = Interleaved::new(format, n_rows, n_cols).map_err(no_memory)?;
-        let n_groups = interleaved.n_groups();
+    }
+
+    /// Interleaves the rows, if there is room for them, and gives the file's pages back.
+    fn fill(&mut self, pool: &Pool) {
+        let Weight::Interleaved { interleaved, tensor, .. } = self else { return };
+        let (format, n_cols, n_groups) = (interleaved.format(), interleaved.n_cols(), interleaved.n_groups());
         let (memory, group_bytes) = interleaved.groups_mut();
         let memory = SharedSlice::new(memory);
         pool.run(|thread_idx, n_threads| {
@@ -49,7 +56,6 @@ impl Weight {
             Interleaved::interleave_groups(format, n_cols, tensor.bytes(), groups, to);
         });
         tensor.give_back_pages();
-        Ok(Weight::Interleaved(interleaved, isa))
     }
 }
 
@@ -81,6 +87,13 @@ pub(super) struct Layer {
     pub(super) down: Weight,
 }
 
+impl Layer {
+    fn matrices_mut(&mut self) -> [&mut Weight; 7] {
+        let Self { q, k, v, attn_output, gate, up, down, .. } = self;
+        [q, k, v, attn_output, gate, up, down]
+    }
+}
+
 /// All weights.
 pub(super) struct Model {
     /// `[n_vocab, d_model]`
@@ -107,7 +120,7 @@ impl Model {
         let matrix = |name: &str| {
             let weight = finder.matrix(name)?;
             match integers {
-                Some((pool, isa)) => weight.interleaved(pool, isa),
+                Some((_, isa)) => weight.with_room(isa),
                 None => Ok(weight),
             }
         };
@@ -129,7 +142,7 @@ impl Model {
                 down: matrix(&name("ffn_down.weight"))?,
             })
         };
-        Ok(Self {
+        let mut model = Self {
             // Where it is looked up in and no more, its pages are read as they are needed.
             token_embd: if spec.tied_output {
                 matrix("token_embd.weight")
@@ -140,13 +153,24 @@ impl Model {
             output_norm: finder.vector("output_norm.weight")?,
             output: (!spec.tied_output).then(|| matrix("output.weight")).transpose()?,
             rope_freqs: spec.rope.has_freqs.then(|| finder.rope_freqs()).transpose()?,
-        })
+        };
+        // Not before all have their room: what lies side by side, unwritten, shares large pages.
+        if let Some((pool, _)) = integers {
+            model.matrices_mut().for_each(|weight| weight.fill(pool));
+        }
+        Ok(model)
+    }
+
+    /// All matrices.
+    fn matrices_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
+        let Self { token_embd, layers, output, .. } = self;
+        std::iter::once(token_embd).chain(layers.iter_mut().flat_map(Layer::matrices_mut)).chain(output)
     }
 
     /// Whether any weights are interleaved.
     pub(super) fn has_interleaved(&self) -> bool {
         let matrices = self.layers.iter().flat_map(|w| [&w.q, &w.k, &w.v, &w.attn_output, &w.gate, &w.up, &w.down]);
-        matrices.chain([self.output()]).any(|weight| matches!(weight, Weight::Interleaved(..)))
+        matrices.chain([self.output()]).any(|weight| matches!(weight, Weight::Interleaved { .. }))
     }
 
     /// The matrix that turns the residual stream into logits. `[n_vocab, d_model]`
