@@ -1,7 +1,10 @@
 //! Memory for numbers, in whole pages of its own.
 #![allow(unsafe_code)] // Looks at a mapping's bytes as numbers.
 
-use memmap2::MmapMut;
+#[cfg(all(test, unix))]
+use crate::guarded::Pages;
+#[cfg(not(all(test, unix)))]
+use memmap2::MmapMut as Pages;
 use std::ops::{Deref, DerefMut};
 
 /// A fixed number of `f32` that begin on a page, and so on a cache line.
@@ -10,7 +13,7 @@ use std::ops::{Deref, DerefMut};
 /// to a fifth slower on activations that are not aligned.
 #[derive(Debug, Default)]
 pub struct Aligned {
-    memory: Option<MmapMut>,
+    memory: Option<Pages>,
     len: usize,
 }
 
@@ -26,7 +29,7 @@ impl Aligned {
     /// The same; `None` where there is no memory for them.
     pub fn try_zeros(len: usize) -> Option<Aligned> {
         let n_bytes = len.checked_mul(size_of::<f32>())?;
-        let memory = if n_bytes > 0 { Some(MmapMut::map_anon(n_bytes).ok()?) } else { None };
+        let memory = if n_bytes > 0 { Some(Pages::map_anon(n_bytes).ok()?) } else { None };
         Some(Aligned { memory, len })
     }
 

@@ -67,6 +67,8 @@ mod aligned;
 mod checksum;
 mod direct;
 mod formats;
+#[cfg(all(test, unix))]
+mod guarded;
 mod interleaved;
 mod isa;
 mod matmul;

@@ -110,3 +110,6 @@ fn run<F: columns::Columns>(
         avx512::matmul::<F>(weight, rows, x, in_tiles..n_tokens, out);
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests;
