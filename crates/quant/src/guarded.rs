@@ -74,9 +74,4 @@ impl Pages {
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.lines.as_mut_ptr().cast()
     }
-
-    #[cfg(target_os = "linux")]
-    pub(crate) fn advise(&self, _: memmap2::Advice) -> Result<(), TryReserveError> {
-        Ok(())
-    }
 }

@@ -63,3 +63,26 @@ proptest! {
         prop_assert!((got - exact).abs() <= bound + 1e-4, "{got} for {exact}, at most {bound} off");
     }
 }
+
+#[test]
+fn weights_are_the_same_in_huge_pages() {
+    let (format, n_rows, len) = (Format::Q8_0, 1000, 4096);
+    let weights: Vec<Box<[u8]>> = (0..3).map(|seed| blocks(format, n_rows * len, seed)).collect();
+    let interleaved: Vec<Interleaved> = (weights.iter())
+        .map(|rows| {
+            let mut to = Interleaved::new(format, n_rows, len).unwrap();
+            let n_groups = to.n_groups();
+            Interleaved::interleave_groups(format, len, rows, 0..n_groups, to.groups_mut().0);
+            to
+        })
+        .collect();
+    Interleaved::gather_in_huge_pages(interleaved.iter());
+    let (mut from_file, mut from_packed) = (vec![0.0; len], vec![0.0; len]);
+    for (rows, interleaved) in weights.iter().zip(&interleaved) {
+        for (r, row) in rows.chunks_exact(format.row_bytes(len)).enumerate() {
+            dequantize(format, row, &mut from_file);
+            interleaved.row(r, &mut from_packed);
+            assert_eq!(from_file, from_packed, "row {r}");
+        }
+    }
+}

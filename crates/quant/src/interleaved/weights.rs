@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::layout::{Layout, Scales};
 use super::{BLOCK, GROUP};
-use crate::aligned::Aligned;
+use crate::aligned::{Aligned, gather_in_huge_pages};
 use crate::formats::Format;
 use crate::isa::{Isa, Kernel};
 use crate::parts::{self, Parts};
@@ -28,8 +28,14 @@ impl Interleaved {
     pub fn new(format: Format, n_rows: usize, n_cols: usize) -> Option<Self> {
         assert!(n_cols.is_multiple_of(format.block_len()), "rows of {n_cols} do not hold whole blocks of {format:?}");
         let n_bytes = n_rows.div_ceil(GROUP) * layout(format).group_bytes(n_cols);
-        let memory = Aligned::try_zeros(n_bytes.div_ceil(size_of::<f32>()))?.in_huge_pages();
+        let memory = Aligned::try_zeros(n_bytes.div_ceil(size_of::<f32>()))?;
         Some(Self { format, n_rows, n_cols, memory })
+    }
+
+    /// Asks the system to gather matrices in pages of 2 MiB, those together that were made one after the other. It takes a second
+    /// for a gigabyte, in which they may be read.
+    pub fn gather_in_huge_pages<'a>(matrices: impl Iterator<Item = &'a Interleaved>) {
+        gather_in_huge_pages(matrices.map(|matrix| &matrix.memory));
     }
 
     /// How the rows were stored.

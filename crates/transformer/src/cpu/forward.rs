@@ -3,6 +3,8 @@
 //! Source: Vaswani et al. 2017 with RMSNorm before each half (Zhang & Sennrich 2019), rotary positions (Su et al. 2021),
 //! grouped-query attention (Ainslie et al. 2023) and a gated feed-forward (Shazeer 2020).
 
+use std::sync::Arc;
+
 use quant::{Aligned, Isa};
 use weight_loader::Weights;
 
@@ -17,7 +19,7 @@ use crate::{Batch, KvGeometry, ModelSpec};
 /// Everything that a step touches.
 pub(super) struct Forward {
     spec: ModelSpec,
-    model: Model,
+    model: Arc<Model>,
     cache: KvCache,
     angles: RopeAngles,
     attention: AttentionScratch,
@@ -79,7 +81,8 @@ impl Forward {
     ) -> Result<Self, CpuError> {
         let n_threads = options.n_threads;
         let pool = Pool::new(n_threads).map_err(|source| CpuError::Threads { n_threads, source })?;
-        let model = Model::new(&spec, weights, options.integers.map(|isa| (&pool, isa)))?;
+        let model = Arc::new(Model::new(&spec, weights, options.integers.map(|isa| (&pool, isa)))?);
+        model.gather_in_background();
         let widest = spec.d_model.max(spec.d_q()).max(spec.d_ff);
         let n_rounded = if model.has_interleaved() { options.max_batch_tokens * widest } else { 0 };
         let shape = KvShape {
