@@ -106,4 +106,7 @@ pub trait Executor: Send {
     /// After [`ExecutorError::InvalidBatch`] and [`ExecutorError::OutOfMemory`] the executor works on; the blocks named in
     /// the batch hold undefined values from `start_pos` on.
     fn forward(&mut self, batch: &Batch) -> Result<StepOutput<'_>, ExecutorError>;
+
+    /// Waits for what loading has left to do in the background, if it has: for those who measure.
+    fn settle(&mut self) {}
 }

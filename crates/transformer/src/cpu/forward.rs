@@ -4,6 +4,7 @@
 //! grouped-query attention (Ainslie et al. 2023) and a gated feed-forward (Shazeer 2020).
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use quant::{Aligned, Isa};
 use weight_loader::Weights;
@@ -20,6 +21,8 @@ use crate::{Batch, KvGeometry, ModelSpec};
 pub(super) struct Forward {
     spec: ModelSpec,
     model: Arc<Model>,
+    /// Of [`Model::gather_in_background`].
+    gathering: Option<JoinHandle<()>>,
     cache: KvCache,
     angles: RopeAngles,
     attention: AttentionScratch,
@@ -82,7 +85,7 @@ impl Forward {
         let n_threads = options.n_threads;
         let pool = Pool::new(n_threads).map_err(|source| CpuError::Threads { n_threads, source })?;
         let model = Arc::new(Model::new(&spec, weights, options.integers.map(|isa| (&pool, isa)))?);
-        model.gather_in_background();
+        let gathering = model.gather_in_background();
         let widest = spec.d_model.max(spec.d_q()).max(spec.d_ff);
         let n_rounded = if model.has_interleaved() { options.max_batch_tokens * widest } else { 0 };
         let shape = KvShape {
@@ -107,6 +110,7 @@ impl Forward {
             kernels: Kernels { pool, isa: options.isa, matmul: MatmulScratch::new(n_threads, n_rounded) },
             spec,
             model,
+            gathering,
             cache,
             angles,
         })
@@ -115,6 +119,13 @@ impl Forward {
     /// What the model is.
     pub(super) fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    /// Waits until weights lie where they will stay.
+    pub(super) fn settle(&mut self) {
+        if let Some(gathering) = self.gathering.take() {
+            let _ = gathering.join();
+        }
     }
 
     /// Whether any weights are interleaved.

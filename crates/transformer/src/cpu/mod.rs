@@ -191,6 +191,10 @@ impl Executor for CpuExecutor {
     fn forward(&mut self, batch: &Batch) -> Result<StepOutput<'_>, ExecutorError> {
         self.forward_probed(batch, &mut ()).map(StepOutput::Logits)
     }
+
+    fn settle(&mut self) {
+        self.forward.settle();
+    }
 }
 
 fn check(option: &'static str, got: usize, max: usize) -> Result<(), CpuError> {

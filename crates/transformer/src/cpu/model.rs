@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // Threads write parts of the same memory.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use gguf_parser::TensorType;
 use quant::{Format, IntegerIsa, Interleaved};
@@ -189,14 +190,14 @@ impl Model {
 
     /// Gathers interleaved weights in huge pages, behind the back of those who read them: decoding, bound by memory, is a tenth
     /// faster then.
-    pub(super) fn gather_in_background(self: &Arc<Self>) {
+    pub(super) fn gather_in_background(self: &Arc<Self>) -> Option<JoinHandle<()>> {
         if self.interleaved().map(Interleaved::n_bytes).sum::<usize>() < WORTH_GATHERING {
-            return;
+            return None;
         }
         let model = Arc::clone(self);
         let job = move || Interleaved::gather_in_huge_pages(model.interleaved());
-        // Without the thread it only stays as it is.
-        let _ = std::thread::Builder::new().name("huge-pages".into()).spawn(job);
+        // Without the thread they stay where they are.
+        std::thread::Builder::new().name("huge-pages".into()).spawn(job).ok()
     }
 
     /// The matrix that turns the residual stream into logits. `[n_vocab, d_model]`

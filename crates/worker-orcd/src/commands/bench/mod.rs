@@ -52,6 +52,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn measure_all(args: &BenchArgs, plan: &Plan, mut loaded: Loaded, seconds_to_ready: f64) -> anyhow::Result<()> {
+    loaded.executor.settle();
     let ceiling = loaded.weights.as_ref().map(|weights| {
         let tensors = bandwidth::decoded_tensors(weights);
         let ceiling = bandwidth::measure(&tensors, loaded.device.threads(), plan.repetitions);
