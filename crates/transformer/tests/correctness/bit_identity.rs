@@ -1,15 +1,17 @@
 //! A row's bits depend on its sequence's tokens and on nothing else.
 
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use quant::{IntegerIsa, Isa};
+use quant::{Format, IntegerIsa, Isa};
 use transformer::cpu::CpuOptions;
 use transformer::{BLOCK_TOKENS, Batch, BlockId, Executor, KvType, ModelSpec, Role};
 
 use weight_loader::ModelFile;
 
 use crate::case::Case;
+use crate::formats::{in_formats, mixed};
 use crate::sequence::{Target, Watched, executor, options};
 
 /// A sequence to be driven: its tokens are given, so that every way of driving it asks the same of the executor.
@@ -78,9 +80,35 @@ fn drive(executor: &mut dyn Executor, sequences: &[Sequence]) -> Vec<Vec<u32>> {
     unreachable!()
 }
 
+/// A model's file, and what is said to it.
+struct Model {
+    name: String,
+    bytes: &'static [u8],
+    text: Vec<u32>,
+}
+
+impl Model {
+    /// A golden case's model, and its first run's tokens.
+    fn golden(name: &str) -> Self {
+        let case = Case::read(name);
+        Self { name: case.name.clone(), bytes: case.bytes().leak(), text: case.runs[0].tokens.clone() }
+    }
+
+    /// The tiny model with matrix `i` in `format_of(i)`.
+    fn in_formats(name: &str, format_of: impl Fn(usize) -> Format) -> Self {
+        let [bytes, _] = in_formats(format_of);
+        Self { name: name.to_owned(), bytes: bytes.leak(), text: (0..40).map(|i| i * 37 % 256).collect() }
+    }
+
+    /// A sequence's tokens: the text again and again, for each `i` from another place.
+    fn tokens(&self, i: usize, n: usize) -> Vec<u32> {
+        self.text.iter().cycle().skip(i * 5).take(n).copied().collect()
+    }
+}
+
 /// With room for eight sequences of 112 tokens in scattered blocks.
-fn ample(case: &Case, target: Target) -> Box<dyn Watched> {
-    let file = ModelFile::from_static(case.bytes().leak(), "test");
+fn ample(model: &Model, target: Target) -> Box<dyn Watched> {
+    let file = ModelFile::from_static(model.bytes, "test");
     let spec = ModelSpec::from_gguf(&file.gguf().unwrap()).unwrap();
     target.executor_for(&file, spec, 112, 8)
 }
@@ -99,82 +127,105 @@ fn targets() -> Vec<Target> {
 /// Models whose shapes reach every kind of kernel: F16 and Q8_0 weights, whole and ragged vectors, both pairings.
 const MODELS: [&str; 4] = ["haiku", "qwen2_group7", "qwen2_q8_0", "llama_pairs"];
 
-/// Tokens for a sequence of a model: its golden run, repeated from another place for each `i`.
-fn tokens(case: &Case, i: usize, n: usize) -> Vec<u32> {
-    case.runs[0].tokens.iter().cycle().skip(i * 5).take(n).copied().collect()
+/// Those, and one whose matrices are each of another format.
+fn for_each(mut check: impl FnMut(&Model, Target)) {
+    for model in MODELS.map(Model::golden).into_iter().chain([Model::in_formats("mixed", mixed)]) {
+        for target in targets() {
+            check(&model, target);
+        }
+    }
 }
 
-fn for_each(mut check: impl FnMut(&Case, Target)) {
-    for name in MODELS {
-        let case = Case::read(name);
-        for target in targets() {
-            check(&case, target);
-        }
+/// Drives the sequences at once, then each alone with its prompt in one piece.
+fn check_company(executor: &mut dyn Executor, sequences: &[Sequence], what: &str) {
+    let together = drive(executor, sequences);
+    for (i, (sequence, together)) in sequences.iter().zip(together).enumerate() {
+        let whole = Sequence::new(&sequence.tokens, sequence.n_prompt);
+        let alone = match sequence.role {
+            Role::Generated if !executor.info().roles_bit_equal => Sequence { joins: 0, ..sequence.clone() },
+            _ => whole,
+        };
+        assert!(drive(executor, &[alone])[0] == together, "{what}: sequence {i} differs: {sequence:?}");
     }
 }
 
 #[test]
 fn chunks_of_1_7_64_and_whole_give_the_same_bits() {
-    for_each(|case, target| {
-        let mut executor = ample(case, target);
-        let whole = Sequence::new(&tokens(case, 0, 100), 90);
+    for_each(|model, target| {
+        let mut executor = ample(model, target);
+        let whole = Sequence::new(&model.tokens(0, 100), 90);
         let want = drive(&mut *executor, std::slice::from_ref(&whole));
         for chunk in [1, 7, 64] {
             let got = drive(&mut *executor, &[Sequence { chunk, ..whole.clone() }]);
-            assert!(got == want, "{} {}: chunks of {chunk} differ", case.name, target);
+            assert!(got == want, "{} {}: chunks of {chunk} differ", model.name, target);
         }
     });
 }
 
 #[test]
 fn prompt_and_generated_rows_give_the_same_bits() {
-    for_each(|case, target| {
-        let mut executor = ample(case, target);
+    for_each(|model, target| {
+        let mut executor = ample(model, target);
         if !executor.info().roles_bit_equal {
             assert!(!matches!(target, Target::Cpu(..)), "on the CPU roles are equal");
             return; // and the engine shares no block among roles
         }
-        let prompt = Sequence::new(&tokens(case, 0, 80), 70);
+        let prompt = Sequence::new(&model.tokens(0, 80), 70);
         let want = drive(&mut *executor, std::slice::from_ref(&prompt));
         // The whole context one token a step in the role of generated tokens, as if a chat's earlier answer.
         let generated = Sequence { chunk: 1, role: Role::Generated, ..prompt.clone() };
-        assert!(drive(&mut *executor, &[generated]) == want, "{} {}: roles differ", case.name, target);
+        assert!(drive(&mut *executor, &[generated]) == want, "{} {}: roles differ", model.name, target);
         // And what was generated read in as a prompt.
         let all_prompt = Sequence { n_prompt: 80, ..prompt };
         let last = want[0].len() / 11 * 10;
-        assert!(drive(&mut *executor, &[all_prompt])[0] == want[0][last..], "{} {}", case.name, target);
+        assert!(drive(&mut *executor, &[all_prompt])[0] == want[0][last..], "{} {}", model.name, target);
     });
 }
 
 #[test]
 fn alone_and_in_a_ragged_batch_of_8_give_the_same_bits() {
-    for_each(|case, target| {
-        let mut executor = ample(case, target);
+    for_each(|model, target| {
+        let mut executor = ample(model, target);
         let sequences: Vec<Sequence> = (0..8)
             .map(|i| {
                 let n_prompt = [1, 2, 3, 15, 16, 17, 40, 90][i];
-                let all = Sequence::new(&tokens(case, i, n_prompt + 20), n_prompt);
+                let all = Sequence::new(&model.tokens(i, n_prompt + 20), n_prompt);
                 Sequence { chunk: [64, 1, 7, 7, 64, 5, 7, 64][i], joins: [0, 0, 3, 5, 0, 2, 1, 9][i], ..all }
             })
             .collect();
-        let together = drive(&mut *executor, &sequences);
-        for (i, sequence) in sequences.iter().enumerate() {
-            let alone = drive(&mut *executor, &[Sequence { chunk: usize::MAX, joins: 0, ..sequence.clone() }]);
-            assert!(alone[0] == together[i], "{} {}: sequence {i} differs in the batch", case.name, target);
-        }
+        check_company(&mut *executor, &sequences, &format!("{} {target}", model.name));
     });
+}
+
+/// Prompts of 40 tokens, so that pieces of 17 and of 40 have tiles of sixteen tokens with some left over, and those of 1 and 7
+/// have none; then the steps of all together, whatever the sum.
+#[test]
+fn every_format_gives_the_same_bits_however_its_tokens_come() {
+    for &format in Format::ALL {
+        let model = Model::in_formats(format.name(), |_| format);
+        for target in targets() {
+            let mut executor = ample(&model, target);
+            let sequences: Vec<Sequence> = [(1, 0), (7, 2), (17, 1), (usize::MAX, 3)]
+                .into_iter()
+                .enumerate()
+                .map(|(i, (chunk, joins))| Sequence { chunk, joins, ..Sequence::new(&model.tokens(i, 42), 40) })
+                .chain([Sequence { chunk: 1, role: Role::Generated, ..Sequence::new(&model.tokens(4, 36), 34) }])
+                .collect();
+            check_company(&mut *executor, &sequences, &format!("{} {target}", model.name));
+        }
+    }
 }
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    for_each(|case, target| {
+    for_each(|model, target| {
         #[allow(irrefutable_let_patterns, reason = "without the feature `cuda` there is no other target")]
         let Target::Cpu(isa, _, integers) = target else { return };
-        let sequences: Vec<Sequence> = (0..3).map(|i| Sequence::new(&tokens(case, i, 40 + i), 33)).collect();
-        let want = drive(&mut executor(case.bytes(), threads(isa, integers, 1)), &sequences);
+        let sequences: Vec<Sequence> = (0..3).map(|i| Sequence::new(&model.tokens(i, 40 + i), 33)).collect();
+        let want = drive(&mut executor(model.bytes.to_vec(), threads(isa, integers, 1)), &sequences);
         for n_threads in [2, 3, 8] {
-            let got = drive(&mut executor(case.bytes(), threads(isa, integers, n_threads)), &sequences);
-            assert!(got == want, "{} {target}: {n_threads} threads differ", case.name);
+            let got = drive(&mut executor(model.bytes.to_vec(), threads(isa, integers, n_threads)), &sequences);
+            assert!(got == want, "{} {target}: {n_threads} threads differ", model.name);
         }
     });
 }
@@ -183,33 +234,27 @@ fn any_sequence() -> impl Strategy<Value = (usize, usize, usize, usize, bool)> {
     (1..60usize, 1..12usize, 1..70usize, 0..6usize, any::<bool>())
 }
 
+/// A model of one matrix of each format, made once.
+static MIXED: LazyLock<Model> = LazyLock::new(|| Model::in_formats("mixed", mixed));
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn any_mix_gives_the_same_bits(mix in proptest::collection::vec(any_sequence(), 1..8)) {
-        let case = Case::read("qwen2_tied");
-        let mut executor = ample(&case, targets()[0]);
-        let sequences: Vec<Sequence> = mix
-            .iter()
-            .enumerate()
-            .map(|(i, &(n_prompt, n_generated, chunk, joins, as_generated))| Sequence {
-                tokens: tokens(&case, i, n_prompt + n_generated),
-                n_prompt,
-                chunk: if as_generated { 1 } else { chunk },
-                role: if as_generated { Role::Generated } else { Role::Prompt },
-                joins,
-            })
-            .collect();
-        let together = drive(&mut *executor, &sequences);
-        for (sequence, together) in sequences.iter().zip(together) {
-            let mut alone = Sequence { joins: 0, ..sequence.clone() };
-            if alone.role == Role::Prompt {
-                alone.chunk = usize::MAX;
-            } else if executor.info().roles_bit_equal {
-                alone = Sequence::new(&sequence.tokens, sequence.n_prompt);
-            }
-            prop_assert!(drive(&mut *executor, &[alone])[0] == together);
+        for target in targets() {
+            let sequences: Vec<Sequence> = mix
+                .iter()
+                .enumerate()
+                .map(|(i, &(n_prompt, n_generated, chunk, joins, as_generated))| Sequence {
+                    tokens: MIXED.tokens(i, n_prompt + n_generated),
+                    n_prompt,
+                    chunk: if as_generated { 1 } else { chunk },
+                    role: if as_generated { Role::Generated } else { Role::Prompt },
+                    joins,
+                })
+                .collect();
+            check_company(&mut *ample(&MIXED, target), &sequences, &target.to_string());
         }
     }
 }
