@@ -41,6 +41,7 @@ fn says_why_not() {
     add("a foreign model", &models::with_metadata(&tiny(), &[("general.architecture", "mamba".into())]));
     add("a foreign tokenizer", &models::with_metadata(&tiny(), &[("tokenizer.ggml.pre", "poro".into())]));
     add("another width", &models::with_metadata(&tiny(), &[("qwen2.feed_forward_length", 64u32.into())]));
+    add("a matrix that cannot be computed with", &models::with_a_matrix_in_tq1_0("blk.0.attn_q.weight"));
     add("an empty directory", &GgufBuilder::new().build());
     add("a tensor too many", &builder().tensor_f32("blk.0.extra.weight", &[4], &[0.0; 4]).build());
     insta::assert_snapshot!("says_why_not", all);

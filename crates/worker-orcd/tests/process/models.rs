@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
-use gguf_parser::Gguf;
 use gguf_parser::writer::{GgufWriter, OwnedValue};
+use gguf_parser::{Gguf, TensorType};
 use test_support::tiny_model::TinyModel;
 
 /// The model with other metadata.
@@ -23,6 +23,18 @@ pub(crate) fn with_metadata(model: &TinyModel, changes: &[(&str, OwnedValue)]) -
         file[place.start as usize..place.end as usize].copy_from_slice(tensor.bytes(&bytes));
     }
     file
+}
+
+/// A model with one matrix of zeros in a type that this worker knows by name only.
+pub(crate) fn with_a_matrix_in_tq1_0(matrix: &str) -> Vec<u8> {
+    // Rows of whole blocks.
+    let model = TinyModel { n_layers: 1, d_model: 256, d_ff: 256, ..TinyModel::default() };
+    let ty = TensorType::TQ1_0;
+    let change = |name: &str, shape: &[u64], _: &[u8]| {
+        let n_bytes = shape.iter().product::<u64>() / ty.block_len() * ty.block_bytes();
+        (name == matrix).then(|| (ty.id(), vec![0; n_bytes as usize]))
+    };
+    model.builder().change_tensors(change).build()
 }
 
 /// The model's vocabulary alone, in a file that claims this architecture.

@@ -61,6 +61,7 @@ fn models_that_cannot_be_served() {
         files.write("tokenizer.gguf", &changed("tokenizer.ggml.pre", "poro".into())),
         files.write("vocabulary.gguf", &changed("tokenizer.ggml.tokens", vec!["a", "b"].into())),
         files.write("no-tensors.gguf", &models::vocabulary(&tiny, "qwen2")),
+        files.write("type.gguf", &models::with_a_matrix_in_tq1_0("blk.0.ffn_up.weight")),
         files.write("nothing.gguf", &test_support::gguf::GgufBuilder::new().build()),
     ]
     .iter()
