@@ -148,6 +148,31 @@ fn says_what_was_made() {
     insta::assert_snapshot!(printed);
 }
 
+#[test]
+fn says_how_far_it_has_come() {
+    let files = Files::new();
+    let input = files.write("in.gguf", &haiku());
+    let output = files.path("out.gguf");
+    let stderr_of = |args: &[&str]| {
+        let ended = run(&[&["quantize", &input, output.to_str().unwrap(), "Q8_0", "--force"], args].concat());
+        assert!(ended.status.success());
+        String::from_utf8(ended.stderr).unwrap()
+    };
+    // In between, lines come by the clock.
+    let stderr = stderr_of(&[]);
+    let shares: Vec<&str> =
+        stderr.lines().map(|line| line.split_once("quantizing: ").expect("nothing else").1).collect();
+    assert_eq!(shares.first(), Some(&"0 % of 11.6 MB"), "{stderr}");
+    assert_eq!(shares.last(), Some(&"100 % of 11.6 MB"), "{stderr}");
+    let percents: Vec<u64> = shares.iter().map(|share| share.split_once(" %").unwrap().0.parse().unwrap()).collect();
+    assert!(percents.is_sorted_by(|a, b| a < b), "{stderr}");
+
+    let json = stderr_of(&["--log-format", "json"]);
+    let last: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+    assert_eq!(last["message"], "quantizing: 100 % of 11.6 MB", "{json}");
+    assert_eq!(stderr_of(&["--log-level", "warn"]), "");
+}
+
 /// The summary without its time.
 fn without_seconds(text: &str) -> String {
     let (before, _) = text.rsplit_once(", in ").unwrap();
@@ -194,10 +219,15 @@ fn refuses_what_would_lose_something() {
     add(refused(&[&there, &path("again.gguf"), "F16"]));
     let mamba = models::with_metadata(&TinyModel::default(), &[("general.architecture", "mamba".into())]);
     add(refused(&[&files.write("mamba.gguf", &mamba), &path("again.gguf"), "F16"]));
+    let unread = models::with_a_matrix_in_tq1_0("blk.0.ffn_up.weight");
+    add(refused(&[&files.write("unread.gguf", &unread), &path("again.gguf"), "F16"]));
     insta::assert_snapshot!(all);
 
     assert_eq!(std::fs::read(&there).unwrap(), b"precious");
-    assert_eq!(names(&files.path("")), ["in.gguf", "link.gguf", "mamba.gguf", "small.gguf", "there.gguf"]);
+    assert_eq!(
+        names(&files.path("")),
+        ["in.gguf", "link.gguf", "mamba.gguf", "small.gguf", "there.gguf", "unread.gguf"]
+    );
     stdout_of(&run(&["quantize", &input, &there, "Q8_0", "--force"]));
     assert!(std::fs::read(&there).unwrap() == std::fs::read(&small).unwrap());
     stdout_of(&run(&["quantize", &small, &path("again.gguf"), "F16", "--allow-requantize"]));
