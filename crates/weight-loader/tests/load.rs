@@ -45,6 +45,55 @@ fn gives_tensors_by_name() {
     assert_eq!(weights.iter().map(|tensor| &*tensor.name).collect::<Vec<_>>(), ["output_norm.weight", "output.weight"]);
 }
 
+/// Bytes of the pages of `memory`'s mapping that this process holds.
+#[cfg(target_os = "linux")]
+fn resident_bytes(memory: &[u8]) -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let address = memory.as_ptr() as u64;
+    let holds = |line: &&str| {
+        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+        let parse = |hex| u64::from_str_radix(hex, 16);
+        range.is_some_and(
+            |(from, to)| matches!((parse(from), parse(to)), (Ok(from), Ok(to)) if (from..to).contains(&address)),
+        )
+    };
+    let rss = maps.lines().skip_while(|line| !holds(line)).find_map(|line| line.strip_prefix("Rss:")).unwrap();
+    rss.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn pages_that_lie_within_a_tensor_are_given_back_and_read_again() {
+    // Larger than the pages of any system, and no multiple of them.
+    let shapes = [[300, 1000], [200, 1000]];
+    let values = |n: u64| (0..n).map(|i| i as f32).collect::<Vec<_>>();
+    let names = ["blk.0.ffn_up.weight", "blk.0.ffn_gate.weight"];
+    let mut builder = GgufBuilder::new();
+    for (name, shape) in names.iter().zip(shapes) {
+        builder = builder.tensor_f32(name, &shape, &values(shape[0] * shape[1]));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, builder.build()).unwrap();
+    let file = ModelFile::open(&path).unwrap();
+    let specs = [0, 1].map(|i| spec(names[i], &shapes[i], F32_ONLY));
+    let weights = load(&file, &file.gguf().unwrap(), &specs, &mut |_| {}).unwrap();
+    let [first, second] = names.map(|name| weights.tensor(name).unwrap());
+
+    let of_both = first.bytes().len() as u64 + second.bytes().len() as u64;
+    let before = resident_bytes(first.bytes());
+    assert!(before >= of_both, "loading brings {of_both} bytes in, {before} are here");
+    first.give_back_pages();
+    let page = 65_536;
+    let (given_back, whole) = (before - resident_bytes(first.bytes()), first.bytes().len() as u64);
+    assert!((whole - 2 * page..=whole).contains(&given_back), "{given_back} of {whole} bytes are given back");
+
+    let is_whole =
+        |bytes: &[u8]| bytes.as_chunks().0.iter().enumerate().all(|(i, x)| f32::from_le_bytes(*x) == i as f32);
+    assert!(is_whole(first.bytes()) && is_whole(second.bytes()));
+    assert!(resident_bytes(first.bytes()) >= before, "what was looked at is here again");
+}
+
 #[test]
 fn tensors_outlive_the_file_and_the_directory() {
     let dir = tempfile::tempdir().unwrap();
