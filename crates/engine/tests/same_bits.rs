@@ -2,14 +2,17 @@
 //! and without prefix reuse, over a generated answer too, whatever the chunks and the threads. So are those of its prompt's
 //! tokens, and they are what each beginning of the prompt says of the token that follows.
 //!
-//! One suite, mounted on the executor without a model and on the haiku model.
+//! One suite, mounted on the executor without a model, on the haiku model, and on a quantised one with each way of multiplying
+//! interleaved weights.
 
+use std::path::Path;
 use std::time::Instant;
 
 use engine::{
     Constraint, ConstraintError, Engine, EngineConfig, EngineHandle, Event, Job, Progress, Request, Sampling, Token,
     TokenLogprobs, TokenMask,
 };
+use quant::IntegerIsa;
 use test_support::fake_executor::{FakeConfig, FakeExecutor};
 use transformer::cpu::{CpuExecutor, CpuOptions};
 use transformer::{Executor, ModelSpec, TokenId};
@@ -224,9 +227,9 @@ fn over_the_executor_without_a_model() {
     check_all(&make, &text, &[1]);
 }
 
-fn haiku() -> (ModelSpec, Weights) {
-    let path = test_support::checkout().join("models/haiku/haiku-qwen2-5.8m-f16.gguf");
-    let file = ModelFile::open(&path).unwrap();
+/// The spec and weights of a file of the checkout.
+fn load(path: impl AsRef<Path>) -> (ModelSpec, Weights) {
+    let file = ModelFile::open(&test_support::checkout().join(path)).unwrap();
     let gguf = file.gguf().unwrap();
     let spec = ModelSpec::from_gguf(&gguf).unwrap();
     let weights = weight_loader::load(&file, &gguf, &spec.tensors(), &mut |_| ()).unwrap();
@@ -235,10 +238,28 @@ fn haiku() -> (ModelSpec, Weights) {
 
 #[test]
 fn over_the_haiku_model() {
-    let (spec, weights) = haiku();
+    let (spec, weights) = load("models/haiku/haiku-qwen2-5.8m-f16.gguf");
     let make = |n_threads| {
         let options = CpuOptions { n_threads, ..CpuOptions::default() };
         Box::new(CpuExecutor::new(spec.clone(), weights.clone(), options).unwrap()) as Box<dyn Executor>
     };
     check_all(&make, &HAIKU_PROMPT, &[1, 2]);
+}
+
+/// Matrices in Q8_0 as they lie in the file, interleaved for VNNI, and for AMX, where pieces of 64 tokens and whole prompts are
+/// tiles of sixteen tokens and what is left over, and pieces of 7 and single tokens are not.
+#[test]
+fn over_a_quantised_model() {
+    let (spec, weights) = load("crates/transformer/golden/data/qwen2_q8_0.gguf");
+    let text: Vec<_> = (0..40).map(|i| i * 5 % spec.n_vocab as TokenId).collect();
+    if IntegerIsa::available().is_empty() {
+        println!("SKIPPED: interleaved weights need a processor with AVX-512 VNNI");
+    }
+    for integers in std::iter::once(None).chain(IntegerIsa::available().into_iter().map(Some)) {
+        let make = |n_threads| {
+            let options = CpuOptions { n_threads, integers, ..CpuOptions::default() };
+            Box::new(CpuExecutor::new(spec.clone(), weights.clone(), options).unwrap()) as Box<dyn Executor>
+        };
+        check_all(&make, &text, &[1, 2]);
+    }
 }
