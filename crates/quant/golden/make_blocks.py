@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the golden blocks: random blocks of every quantised format, and what the Python package `gguf` makes of them.
+"""Writes the golden blocks: random blocks of every format, and what the Python package `gguf` makes of them.
 
     make_blocks.py --out DIR
 
@@ -8,7 +8,8 @@ blocks follows from the length. Needs gguf and numpy, as ../../transformer/golde
 
 Every byte of a block is random but those of its half-precision scales and minima, which go through the extremes: zeros of
 both signs, the least and the greatest subnormal, the least normal, the greatest, and ordinary values. Infinities and NaN
-are left out: what becomes of them is a NaN here or there, whose bits depend on the processor.
+are left out: what becomes of them is a NaN here or there, whose bits depend on the processor. Of the formats that are floats,
+a block is one of them, and only NaN is left out; the first are zeros, the least and the greatest, and infinities.
 """
 
 import argparse
@@ -25,6 +26,8 @@ HALVES = {
     QT.Q2_K: [80, 82], QT.Q3_K: [108], QT.Q4_K: [0, 2], QT.Q5_K: [0, 2], QT.Q6_K: [208],
     QT.IQ4_NL: [0], QT.IQ4_XS: [0], QT.MXFP4: [],
 }
+# Of the formats that are floats: bits of an unsigned number, and where the exponent begins.
+FLOATS = {QT.F32: ("<u4", 23), QT.F16: ("<u2", 10), QT.BF16: ("<u2", 7)}
 EXTREMES = np.array([0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF], "<u2").view("<f2")
 
 
@@ -46,13 +49,25 @@ def blocks(rng, ty):
     return bytes_
 
 
+def floats(rng, ty):
+    bits, mantissa = FLOATS[ty]
+    sign = np.array(1, bits) << (8 * np.dtype(bits).itemsize - 1)
+    infinity = (sign - 1) >> mantissa << mantissa
+    least_normal = 1 << mantissa
+    extremes = np.array([0, 1, least_normal - 1, least_normal, infinity - 1, infinity], bits)
+    values = rng.integers(0, np.iinfo(bits).max, 1000, bits, endpoint=True)
+    values = values[(values & ~sign) <= infinity]
+    return np.concatenate([extremes, extremes | sign, values]).view(np.uint8).reshape(-1, np.dtype(bits).itemsize)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    for ty in HALVES:
-        bytes_ = blocks(np.random.default_rng([2026, int(ty)]), ty)
+    for ty in [*HALVES, *FLOATS]:
+        rng = np.random.default_rng([2026, int(ty)])
+        bytes_ = floats(rng, ty) if ty in FLOATS else blocks(rng, ty)
         with np.errstate(over="ignore"):
             values = dequantize(bytes_, ty).astype("<f4", copy=False)
         assert not np.isnan(values).any(), ty.name
