@@ -127,11 +127,14 @@ fn targets() -> Vec<Target> {
 /// Models whose shapes reach every kind of kernel: F16 and Q8_0 weights, whole and ragged vectors, both pairings.
 const MODELS: [&str; 4] = ["haiku", "qwen2_group7", "qwen2_q8_0", "llama_pairs"];
 
-/// Those, and one whose matrices are each of another format.
+/// A model whose matrices are each of another format.
+static MIXED: LazyLock<Model> = LazyLock::new(|| Model::in_formats("mixed", mixed));
+
+/// All of these.
 fn for_each(mut check: impl FnMut(&Model, Target)) {
-    for model in MODELS.map(Model::golden).into_iter().chain([Model::in_formats("mixed", mixed)]) {
+    for model in MODELS.map(Model::golden).iter().chain([&*MIXED]) {
         for target in targets() {
-            check(&model, target);
+            check(model, target);
         }
     }
 }
@@ -236,9 +239,6 @@ fn any_number_of_threads_gives_the_same_bits() {
 fn any_sequence() -> impl Strategy<Value = (usize, usize, usize, usize, bool)> {
     (1..60usize, 1..12usize, 1..70usize, 0..6usize, any::<bool>())
 }
-
-/// A model of one matrix of each format, made once.
-static MIXED: LazyLock<Model> = LazyLock::new(|| Model::in_formats("mixed", mixed));
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
