@@ -106,8 +106,8 @@ impl Drop for Tiles {
     }
 }
 
-/// Sums of a block's high bytes and of its low ones, `[2, 16 tokens, 16 rows]`; four blocks' in turn. With two in turn prompts are a
-/// tenth slower: a tile is stored where vectors have just read.
+/// Sums of a block's high bytes and of its low ones, `[2, 16 tokens, 16 rows]`; four blocks' in turn, so that none is stored where
+/// vectors have just read.
 #[repr(align(64))]
 struct Sums([[i32; 2 * SUMS]; N_SUMS]);
 
