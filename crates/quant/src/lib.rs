@@ -30,8 +30,8 @@
 //! `golden/make_blocks.py` and `tests/blocks`, and the tests then hold it to the values of another implementation, to its
 //! dot product's bits on every path, and to the bytes that it may read.
 //!
-//! A format whose elements are whole numbers can be interleaved too: how its blocks are taken apart in `parts.rs`, a line in each
-//! of `layout.rs`, `columns.rs` and `mod.rs` in `interleaved/`, and its name in `weights.rs`.
+//! A format whose elements are whole numbers, or stand for such, can be interleaved too: how its blocks are taken apart in
+//! `parts.rs`, what it is made of in `interleaved/layout.rs`, and its name in `interleaved/mod.rs`.
 //!
 //! A quantizer is optional: [`Format::can_quantize`] says whether there is one. It rounds as ggml's reference does, or
 //! loses less, without a matrix of importance, and gives the same bytes on every machine.
@@ -62,6 +62,9 @@
 //! assert_eq!(out[1].to_bits(), quant::dot(isa, Format::Q8_0, row_1, &x[..32]).to_bits());
 //! assert!((out[1] - 95.0).abs() < 0.5);
 //! ```
+
+#[cfg(test)]
+extern crate self as quant; // What tests inside and outside share speaks of it by its name.
 
 mod aligned;
 mod checksum;

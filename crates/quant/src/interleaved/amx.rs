@@ -129,7 +129,8 @@ pub(super) unsafe fn matmul<F: Columns>(
     let panel = scratch.bytes(PANEL_BYTES);
     let (first_group, n_groups) = (rows.start / GROUP, rows.len().div_ceil(GROUP));
     let mut sums = Sums([[0; 2 * SUMS]; N_SUMS]);
-    let mut of_tokens = OfTokens { scales: [[0.0; TILE_TOKENS]; STRETCH], scaled_sums: [[0.0; TILE_TOKENS]; STRETCH] };
+    let mut of_tokens =
+        OfTokens { scales: [[0.0; TILE_TOKENS]; STRETCH], scaled_sums: [[0.0; TILE_TOKENS]; 2 * STRETCH] };
     // SAFETY: as the caller vouches.
     let _tiles = unsafe { Tiles::configure(const { &Config::new(F::LAYOUT.n_scales) }) };
     for group in (0..n_groups).step_by(PANEL_GROUPS) {
@@ -245,8 +246,8 @@ impl Product<'_> {
                 let Some(i) = i.checked_sub(1) else { continue };
                 let (b, part) = (i / n_parts, i % n_parts);
                 let w_scale = F::scale(heads, blocks.start + b, part);
-                let w_min = if F::LAYOUT.has_min { F::min(heads, blocks.start + b) } else { _mm512_setzero_ps() };
-                add_up::<F>(&sums.0[i % N_SUMS], w_scale, w_min, of_tokens, b, &mut acc);
+                let w_min = if F::LAYOUT.has_min { F::min(heads, blocks.start + b, part) } else { _mm512_setzero_ps() };
+                add_up::<F>(&sums.0[i % N_SUMS], w_scale, w_min, of_tokens, i, &mut acc);
             }
             for (t, acc) in acc.into_iter().enumerate() {
                 _mm512_mask_storeu_ps(out.at(token + t, row), present, acc);
@@ -312,11 +313,12 @@ macro_rules! sixteen_times {
     };
 }
 
-/// Scales of sixteen tokens' blocks, and the blocks' sums times them: those of a block side by side, for all groups of a panel.
+/// Scales of sixteen tokens' blocks, and the sums of the blocks, or of their parts, times them: those of a block side by side, for
+/// all groups of a panel.
 #[repr(align(64))]
 struct OfTokens {
     scales: [[f32; TILE_TOKENS]; STRETCH],
-    scaled_sums: [[f32; TILE_TOKENS]; STRETCH],
+    scaled_sums: [[f32; TILE_TOKENS]; 2 * STRETCH],
 }
 
 impl OfTokens {
@@ -325,8 +327,15 @@ impl OfTokens {
         for t in 0..TILE_TOKENS {
             let of_token = (token + t) * n_blocks + blocks.start..(token + t) * n_blocks + blocks.end;
             self.scales.iter_mut().zip(&x.scales[of_token.clone()]).for_each(|(to, scale)| to[t] = *scale);
-            if F::LAYOUT.has_min {
-                self.scaled_sums.iter_mut().zip(&x.scaled_sums[of_token]).for_each(|(to, sum)| to[t] = *sum);
+            match F::LAYOUT.n_scales {
+                _ if !F::LAYOUT.has_min => {}
+                1 => self.scaled_sums.iter_mut().zip(&x.scaled_sums[of_token]).for_each(|(to, sum)| to[t] = *sum),
+                n_parts => {
+                    let sums = &x.sums[of_token.start * n_parts..of_token.end * n_parts];
+                    for (i, (to, sum)) in self.scaled_sums.iter_mut().zip(sums).enumerate() {
+                        to[t] = x.scales[of_token.start + i / n_parts] * *sum as f32;
+                    }
+                }
             }
         }
     }
@@ -336,7 +345,7 @@ impl OfTokens {
 /// `acc[t] = fma(w_min, scaled_sum[t], acc[t])` then.
 ///
 /// # Safety
-/// The stretch has the block.
+/// The stretch has part `i` of its blocks.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn add_up<F: Columns>(
@@ -344,9 +353,10 @@ unsafe fn add_up<F: Columns>(
     w_scale: __m512,
     w_min: __m512,
     of_tokens: &OfTokens,
-    block: usize,
+    i: usize,
     acc: &mut [__m512; TILE_TOKENS],
 ) {
+    let block = i / F::LAYOUT.n_scales;
     let mut of_token = |t: usize| {
         // SAFETY: sixteen sums of each plane, and what there is of the token.
         unsafe {
@@ -356,7 +366,7 @@ unsafe fn add_up<F: Columns>(
             let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*of_tokens.scales.get_unchecked(block).get_unchecked(t)));
             acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[t]);
             if F::LAYOUT.has_min {
-                let scaled_sum = _mm512_set1_ps(*of_tokens.scaled_sums.get_unchecked(block).get_unchecked(t));
+                let scaled_sum = _mm512_set1_ps(*of_tokens.scaled_sums.get_unchecked(i).get_unchecked(t));
                 acc[t] = _mm512_fmadd_ps(w_min, scaled_sum, acc[t]);
             }
         }

@@ -123,13 +123,16 @@ impl Product<'_> {
                 for part in 0..n_scales {
                     let mut high = [[_mm512_setzero_si512(); T]; G];
                     let mut low = [[_mm512_setzero_si512(); T]; G];
-                    for t in 0..T {
-                        let sum = if n_scales == 1 {
+                    // Of a token's activations.
+                    let sum = |t: usize| {
+                        if n_scales == 1 {
                             *sums[t].add(2 * b) + *sums[t].add(2 * b + 1)
                         } else {
                             *sums[t].add(2 * b + part)
-                        };
-                        let offset = _mm512_set1_epi32(-sum * F::LAYOUT.offset);
+                        }
+                    };
+                    for t in 0..T {
+                        let offset = _mm512_set1_epi32(-sum(t) * F::LAYOUT.offset);
                         for g in 0..G {
                             low[g][t] = offset;
                         }
@@ -161,13 +164,15 @@ impl Product<'_> {
                             acc[g][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[g][t]);
                         }
                     }
-                }
-                if F::LAYOUT.has_min {
-                    for g in 0..G {
-                        let w_min = F::min(heads[g], b);
-                        for t in 0..T {
-                            let sum = _mm512_set1_ps(*scaled_sums[t].add(b));
-                            acc[g][t] = _mm512_fmadd_ps(w_min, sum, acc[g][t]);
+                    if F::LAYOUT.has_min {
+                        let scaled_sum = |t: usize| {
+                            if n_scales == 1 { *scaled_sums[t].add(b) } else { *scales[t].add(b) * sum(t) as f32 }
+                        };
+                        for g in 0..G {
+                            let w_min = F::min(heads[g], b, part);
+                            for t in 0..T {
+                                acc[g][t] = _mm512_fmadd_ps(w_min, _mm512_set1_ps(scaled_sum(t)), acc[g][t]);
+                            }
                         }
                     }
                 }

@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::layout::Layout;
-use super::{BLOCK, GROUP};
+use super::GROUP;
+use super::layout::{FOUR_BITS, Layout, Scaling, TWO_BITS};
 use crate::formats::Format;
 
 /// A format as the kernels see it.
@@ -15,7 +15,34 @@ pub(super) trait Columns {
     ///
     /// # Safety
     /// The columns may be read; the processor has the instructions.
-    unsafe fn column(columns: *const u8, k: usize) -> __m512i;
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn column(columns: *const u8, k: usize) -> __m512i {
+        // SAFETY: planes that the columns have.
+        unsafe {
+            if Self::LAYOUT.bits == 8 {
+                return _mm512_loadu_si512(columns.add(k * 64).cast());
+            }
+            let (mut plane, mut numbers) = (columns, _mm512_setzero_si512());
+            if Self::LAYOUT.has_plane(4) {
+                numbers = four_bits(plane, k);
+                plane = plane.add(FOUR_BITS);
+            }
+            if Self::LAYOUT.has_plane(2) {
+                numbers = _mm512_or_si512(numbers, two_bits(plane, k, Self::LAYOUT.two_bits_at()));
+                plane = plane.add(TWO_BITS);
+            }
+            if Self::LAYOUT.has_plane(1) {
+                let bits = plane.add(k * 8).cast::<u64>().read_unaligned();
+                let bit = _mm512_set1_epi8(1 << Self::LAYOUT.one_bit_at());
+                numbers = _mm512_mask_add_epi8(numbers, bits, numbers, bit);
+            }
+            let Some(values) = Self::LAYOUT.values else { return numbers };
+            let values = _mm512_broadcast_i32x4(_mm_loadu_si128(values.as_ptr().cast()));
+            let unsigned = _mm512_add_epi8(values, _mm512_set1_epi8(Self::LAYOUT.offset as u8 as i8));
+            _mm512_shuffle_epi8(unsigned, numbers)
+        }
+    }
 
     /// Scales of block `b`, or of its `part`-th half where it has two.
     ///
@@ -24,37 +51,41 @@ pub(super) trait Columns {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn scale(heads: *const u8, b: usize, part: usize) -> __m512 {
+        let Layout { blocks_per_head, .. } = Self::LAYOUT;
         // SAFETY: within the block's head.
         unsafe {
-            let head = heads.add(b / Self::LAYOUT.blocks_per_head * Self::LAYOUT.head_bytes());
-            let scale = halves(head);
-            if Self::LAYOUT.blocks_per_head == 1 {
-                return scale;
-            }
-            let bytes = _mm_loadu_si128(head.add(sub_scales_at(Self::LAYOUT, b) + part * GROUP).cast());
-            let sub_scale =
-                if Self::LAYOUT.n_scales == 2 { _mm512_cvtepi8_epi32(bytes) } else { _mm512_cvtepu8_epi32(bytes) };
-            _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sub_scale))
+            let head = heads.add(b / blocks_per_head * Self::LAYOUT.head_bytes());
+            let bytes = |i: usize| _mm_loadu_si128(head.add(Self::LAYOUT.sub_scale_at(b % blocks_per_head, i)).cast());
+            let sub_scale = match Self::LAYOUT.scaling {
+                Scaling::Exponent => return half_scales(_mm_loadu_si128(head.cast())),
+                Scaling::Head => return halves(head),
+                Scaling::Signed(_) => _mm512_cvtepi8_epi32(bytes(part)),
+                Scaling::WithMin => _mm512_cvtepu8_epi32(bytes(0)),
+                Scaling::Nibbles => _mm512_cvtepu8_epi32(_mm_and_si128(bytes(part), _mm_set1_epi8(15))),
+            };
+            _mm512_mul_ps(halves(head), _mm512_cvtepi32_ps(sub_scale))
         }
     }
 
-    /// Minima of block `b`: what each of its elements has besides.
+    /// Minima of block `b`, or of its `part`-th half where it has two: what each of its elements has besides.
     ///
     /// # Safety
     /// As [`Columns::scale`], of a format that has minima.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn min(heads: *const u8, b: usize) -> __m512 {
+    unsafe fn min(heads: *const u8, b: usize, part: usize) -> __m512 {
+        let Layout { blocks_per_head, .. } = Self::LAYOUT;
         // SAFETY: within the block's head.
         unsafe {
-            let head = heads.add(b / Self::LAYOUT.blocks_per_head * Self::LAYOUT.head_bytes());
+            let head = heads.add(b / blocks_per_head * Self::LAYOUT.head_bytes());
+            let bytes = |i: usize| _mm_loadu_si128(head.add(Self::LAYOUT.sub_scale_at(b % blocks_per_head, i)).cast());
             let min = halves(head.add(2 * GROUP));
-            if Self::LAYOUT.blocks_per_head == 1 {
-                return min;
-            }
-            let bytes = _mm_loadu_si128(head.add(sub_scales_at(Self::LAYOUT, b) + GROUP).cast());
-            let min = _mm512_mul_ps(min, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
-            _mm512_sub_ps(_mm512_set1_ps(-0.0), min)
+            let sub_min = match Self::LAYOUT.scaling {
+                Scaling::WithMin => _mm512_cvtepu8_epi32(bytes(1)),
+                Scaling::Nibbles => _mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(bytes(part))),
+                Scaling::Head | Scaling::Exponent | Scaling::Signed(_) => return min,
+            };
+            _mm512_sub_ps(_mm512_set1_ps(-0.0), _mm512_mul_ps(min, _mm512_cvtepi32_ps(sub_min)))
         }
     }
 }
@@ -70,97 +101,58 @@ unsafe fn halves(from: *const u8) -> __m512 {
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) })
 }
 
-/// Where the bytes of block `b` are in its head.
-#[inline(always)]
-const fn sub_scales_at(layout: Layout, b: usize) -> usize {
-    let halves = if layout.has_min { 2 } else { 1 };
-    GROUP * (2 * halves + b % layout.blocks_per_head * 2)
+/// Sixteen scales from their exponents: those of [`crate::formats::mxfp4::half_scale`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn half_scales(exponents: __m128i) -> __m512 {
+    let exponents = _mm512_cvtepu8_epi32(exponents);
+    let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(exponents, _mm512_set1_epi32(1)));
+    let subnormal = _mm512_sllv_epi32(_mm512_set1_epi32(0x0020_0000), exponents);
+    let is_subnormal = _mm512_cmplt_epu32_mask(exponents, _mm512_set1_epi32(2));
+    _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, is_subnormal, subnormal))
 }
 
 /// Lower halves of bytes for columns 0 to 3, upper ones for the others.
 ///
 /// # Safety
-/// As [`Columns::column`].
+/// The plane may be read.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn four_bits(columns: *const u8, k: usize) -> __m512i {
-    // SAFETY: within the columns.
-    let both = unsafe { _mm512_loadu_si512(columns.add(k % 4 * 64).cast()) };
+unsafe fn four_bits(plane: *const u8, k: usize) -> __m512i {
+    // SAFETY: within the plane.
+    let both = unsafe { _mm512_loadu_si512(plane.add(k % 4 * 64).cast()) };
     let at = if k < 4 { both } else { _mm512_srli_epi16::<4>(both) };
     _mm512_and_si512(at, _mm512_set1_epi8(15))
 }
 
-/// With the fifth bit.
+/// Two bits of each byte, in bit `to` and the one above it.
 ///
 /// # Safety
-/// As [`Columns::column`].
+/// The plane may be read.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn five_bits(columns: *const u8, k: usize) -> __m512i {
-    // SAFETY: within the columns.
-    unsafe {
-        let four = four_bits(columns, k);
-        let fifth = columns.add(GROUP * BLOCK / 2 + k * 8).cast::<u64>().read_unaligned();
-        _mm512_mask_add_epi8(four, fifth, four, _mm512_set1_epi8(16))
-    }
+unsafe fn two_bits(plane: *const u8, k: usize, to: usize) -> __m512i {
+    // SAFETY: within the plane.
+    let of_four_columns = unsafe { _mm512_loadu_si512(plane.add(k / 4 * 64).cast()) };
+    let (from, mask) = (2 * (k % 4), _mm512_set1_epi8(3 << to));
+    let in_place = if from <= to {
+        _mm512_sll_epi16(of_four_columns, _mm_cvtsi32_si128((to - from) as i32))
+    } else {
+        _mm512_srl_epi16(of_four_columns, _mm_cvtsi32_si128((from - to) as i32))
+    };
+    _mm512_and_si512(in_place, mask)
 }
 
-/// With the fifth and the sixth bit.
-///
-/// # Safety
-/// As [`Columns::column`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn six_bits(columns: *const u8, k: usize) -> __m512i {
-    // SAFETY: within the columns.
-    unsafe {
-        let four = four_bits(columns, k);
-        let of_four_columns = _mm512_loadu_si512(columns.add(GROUP * BLOCK / 2 + k / 4 * 64).cast());
-        let in_place = match k % 4 {
-            0 => _mm512_slli_epi16::<4>(of_four_columns),
-            1 => _mm512_slli_epi16::<2>(of_four_columns),
-            2 => of_four_columns,
-            _ => _mm512_srli_epi16::<2>(of_four_columns),
-        };
-        _mm512_or_si512(four, _mm512_and_si512(in_place, _mm512_set1_epi8(0x30)))
-    }
-}
-
-/// All eight.
-///
-/// # Safety
-/// As [`Columns::column`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn eight_bits(columns: *const u8, k: usize) -> __m512i {
-    // SAFETY: within the columns.
-    unsafe { _mm512_loadu_si512(columns.add(k * 64).cast()) }
-}
-
+/// The types that stand for formats, each with its layout.
 macro_rules! columns {
-    ($($name:ident: $read:path,)*) => {
+    ($($name:ident)*) => {
         $(
             pub(super) struct $name;
             impl Columns for $name {
                 const LAYOUT: Layout = Layout::of(Format::$name).unwrap();
-                #[inline]
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-                unsafe fn column(columns: *const u8, k: usize) -> __m512i {
-                    // SAFETY: as the caller vouches.
-                    unsafe { $read(columns, k) }
-                }
             }
         )*
     };
 }
 
-columns! {
-    Q8_0: eight_bits,
-    Q4_0: four_bits,
-    Q4_1: four_bits,
-    Q5_0: five_bits,
-    Q5_1: five_bits,
-    Q4_K: four_bits,
-    Q5_K: five_bits,
-    Q6_K: six_bits,
-}
+with_formats!(columns);

@@ -1,15 +1,15 @@
-//! Products of quantised weights with activations of 16 bits, in integers: for formats whose elements are small whole numbers
-//! with scales and minima, on processors with AVX-512 VNNI.
+//! Products of quantised weights with activations of 16 bits, in integers, on processors with AVX-512 VNNI: for formats whose
+//! elements are small whole numbers, or stand for such, with scales and minima.
 //!
 //! Activations are rounded, in blocks of 32 with a scale each, to 16 bits and not to 8: eight are off by up to 0.4 % of a
 //! block's greatest, which moves logits by some percent; sixteen move them by less than a key rounded to F16 does.
 //!
 //! # One order of operations
 //! A block's product is an integer and has no rounding: `i = sum(w[k] * a[k])`, where the weight is `scale * w + min`. An output
-//! element goes through its row's blocks of 32 from the first to the last, in one `f32`:
-//! `acc = fma(i as f32, weight_scale * activation_scale, acc)`, for each half of the block where it has two scales, and then,
-//! where the format has minima, `acc = fma(min, activation_scale * sum(a), acc)`. That order depends on nothing: not on how many
-//! rows or tokens are computed together, nor on the instruction set. [`dot16`] is the same in plain Rust.
+//! element goes through its row's blocks of 32 from the first to the last, or through the halves of each where it has two scales,
+//! in one `f32`: `acc = fma(i as f32, weight_scale * activation_scale, acc)`, and then, where the format has minima,
+//! `acc = fma(min, activation_scale * sum(a), acc)`. That order depends on nothing: not on how many rows or tokens are computed
+//! together, nor on the instruction set. [`dot16`] is the same in plain Rust.
 //!
 //! # How
 //! Sixteen rows are kept interleaved ([`Interleaved`]): a vector holds four neighbouring weights of each of them, and a lane is a
@@ -20,6 +20,13 @@
 //!
 //! Where everything lies, and how a format is added, is in `layout`; `columns` reads it with AVX-512.
 #![allow(unsafe_code)] // Intrinsics, and checks the shapes that they take for granted.
+
+/// Calls a macro with the names of the formats that can be interleaved.
+macro_rules! with_formats {
+    ($then:ident) => {
+        $then! { Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4 }
+    };
+}
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -74,16 +81,16 @@ pub fn matmul16(
     assert_eq!((x.n_rows(), x.row_len()), (out.n_tokens(), weight.n_cols()), "x is [{}, n_cols]", out.n_tokens());
     assert!(isa.is_available(), "this processor lacks {}", isa.name());
     #[cfg(target_arch = "x86_64")]
-    match weight.format() {
-        Format::Q8_0 => run::<columns::Q8_0>(isa, weight, rows, x, &mut out, scratch),
-        Format::Q4_0 => run::<columns::Q4_0>(isa, weight, rows, x, &mut out, scratch),
-        Format::Q4_1 => run::<columns::Q4_1>(isa, weight, rows, x, &mut out, scratch),
-        Format::Q5_0 => run::<columns::Q5_0>(isa, weight, rows, x, &mut out, scratch),
-        Format::Q5_1 => run::<columns::Q5_1>(isa, weight, rows, x, &mut out, scratch),
-        Format::Q4_K => run::<columns::Q4_K>(isa, weight, rows, x, &mut out, scratch),
-        Format::Q5_K => run::<columns::Q5_K>(isa, weight, rows, x, &mut out, scratch),
-        Format::Q6_K => run::<columns::Q6_K>(isa, weight, rows, x, &mut out, scratch),
-        other => unreachable!("{other:?} is never interleaved"),
+    {
+        macro_rules! run_for {
+            ($($name:ident)*) => {
+                match weight.format() {
+                    $(Format::$name => run::<columns::$name>(isa, weight, rows, x, &mut out, scratch),)*
+                    other => unreachable!("{other:?} is never interleaved"),
+                }
+            };
+        }
+        with_formats!(run_for);
     }
 }
 

@@ -20,18 +20,17 @@ pub fn dot16(format: Format, row: &[u8], x: &Activations16, token: usize) -> f32
         layout.put_head(&mut head, 0, &parts);
         for (sub, numbers) in parts.numbers.as_chunks::<BLOCK>().0[..layout.blocks_per_head].iter().enumerate() {
             let at = token * n_blocks + i * layout.blocks_per_head + sub;
-            let Scales { scales, min } = layout.scales(&head, 0, sub);
             let (high, low) = x.quants()[at * 2 * BLOCK..][..2 * BLOCK].split_at(BLOCK);
             let quant = |i: usize| 256 * i32::from(high[i]) + i32::from(low[i]);
-            let numbers = numbers.map(|number| i32::from(number) - layout.offset);
             let len = BLOCK / layout.n_scales;
-            for (part, scale) in scales.iter().take(layout.n_scales).enumerate() {
-                let dot: i32 = (part * len..(part + 1) * len).map(|i| numbers[i] * quant(i)).sum();
+            for (part, Scales { scale, min }) in layout.scales(&head, 0, sub).iter().take(layout.n_scales).enumerate() {
+                let elements = part * len..(part + 1) * len;
+                let dot: i32 = elements.clone().map(|i| layout.value(numbers[i]) * quant(i)).sum();
                 acc = (dot as f32).mul_add(scale * x.scales[at], acc);
-            }
-            if layout.has_min {
-                let sum: i32 = (0..BLOCK).map(quant).sum();
-                acc = min.mul_add(x.scales[at] * sum as f32, acc);
+                if layout.has_min {
+                    let sum: i32 = elements.map(quant).sum();
+                    acc = min.mul_add(x.scales[at] * sum as f32, acc);
+                }
             }
         }
     }

@@ -1,15 +1,12 @@
 //! Kernels keep to their operands: in these tests all memory ends where a page begins that faults (`guarded`).
 
+#[path = "../../tests/blocks/mod.rs"]
+mod blocks;
+
 use super::*;
-use crate::formats::quantize;
 
 const MAX_ROWS: usize = 65;
 const MAX_TOKENS: usize = 33;
-
-/// Numbers from -1 to 1, one like the other and none a neighbour's.
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    (0..n as u32).map(|i| (i ^ seed).wrapping_mul(0x9E37_79B9) as i32 as f32 / i32::MAX as f32).collect()
-}
 
 fn activations(x: &[f32], n_tokens: usize) -> Activations16 {
     let mut activations = Activations16::default();
@@ -21,8 +18,7 @@ fn activations(x: &[f32], n_tokens: usize) -> Activations16 {
 /// Products of every number of tokens with several numbers of rows.
 fn check(format: Format, n_cols: usize) {
     let row_bytes = format.row_bytes(n_cols);
-    let (mut rows, x) = (vec![0; MAX_ROWS * row_bytes], values(MAX_TOKENS * n_cols, 1));
-    quantize(format, &values(MAX_ROWS * n_cols, 2), &mut rows);
+    let (rows, x) = (blocks::blocks(format, MAX_ROWS * n_cols, 1), blocks::values(MAX_TOKENS * n_cols, 2));
     let all = activations(&x, MAX_TOKENS);
     let dots: Vec<f32> = (0..MAX_TOKENS)
         .flat_map(|t| rows.chunks_exact(row_bytes).map(move |row| (t, row)))

@@ -10,7 +10,7 @@ use crate::isa::{Isa, Kernel};
 use crate::parts::{self, Parts};
 use crate::simd::Simd;
 
-/// A matrix whose rows are kept sixteen together, in about as many bytes as in the file: of `Q4_K` and `Q5_K` 3 % more, and the
+/// A matrix whose rows are kept sixteen together, in about as many bytes as in the file: of `Q3_K`, `Q4_K` and `Q5_K` 3 % more, and the
 /// last sixteen are filled up with zeros.
 #[derive(Debug)]
 pub struct Interleaved {
@@ -106,10 +106,10 @@ impl Interleaved {
         let blocks = out.chunks_exact_mut(BLOCK).zip(columns.chunks_exact(layout.column_bytes()));
         for (b, (out, columns)) in blocks.enumerate() {
             let head = &heads[b / layout.blocks_per_head * layout.head_bytes()..][..layout.head_bytes()];
-            let Scales { scales, min } = layout.scales(head, r, b % layout.blocks_per_head);
+            let scales = layout.scales(head, r, b % layout.blocks_per_head);
             for (i, out) in out.iter_mut().enumerate() {
-                let number = i32::from(layout.number(columns, r, i)) - layout.offset;
-                let product = scales[i / 16] * number as f32;
+                let Scales { scale, min } = scales[i / 16];
+                let product = scale * layout.value(layout.number(columns, r, i)) as f32;
                 *out = if layout.has_min { product + min } else { product };
             }
         }
@@ -137,7 +137,7 @@ impl Kernel for Interleave<'_> {
                 }
             };
         }
-        compiled_for!(Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K);
+        with_formats!(compiled_for);
     }
 }
 

@@ -94,6 +94,11 @@ pub(super) struct Layer {
 }
 
 impl Layer {
+    fn matrices(&self) -> [&Weight; 7] {
+        let Self { q, k, v, attn_output, gate, up, down, .. } = self;
+        [q, k, v, attn_output, gate, up, down]
+    }
+
     fn matrices_mut(&mut self) -> [&mut Weight; 7] {
         let Self { q, k, v, attn_output, gate, up, down, .. } = self;
         [q, k, v, attn_output, gate, up, down]
@@ -175,8 +180,8 @@ impl Model {
 
     /// Interleaved weights.
     fn interleaved(&self) -> impl Iterator<Item = &Interleaved> {
-        let layers = self.layers.iter().flat_map(|w| [&w.q, &w.k, &w.v, &w.attn_output, &w.gate, &w.up, &w.down]);
-        let all = std::iter::once(&self.token_embd).chain(layers).chain(&self.output);
+        let all =
+            std::iter::once(&self.token_embd).chain(self.layers.iter().flat_map(Layer::matrices)).chain(&self.output);
         all.filter_map(|weight| match weight {
             Weight::Interleaved { interleaved, .. } => Some(interleaved),
             Weight::InFile { .. } => None,
