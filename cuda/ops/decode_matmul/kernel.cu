@@ -154,6 +154,12 @@ template <int FORMAT, int OUTPUT, int N, bool NORM> constexpr int min_blocks() {
 // Read from one lane, so that the compiler sees that the whole warp goes the same way.
 __device__ __forceinline__ int warp_of_block() { return __shfl_sync(~0u, threadIdx.x / 32, 0); }
 
+// A token's sum without what its activations, and the weights, were multiplied by to be halves.
+__device__ __forceinline__ float unscaled(const orcd_decode_matmul_args &a, uint32_t token, float sum, float weight_scale) {
+    sum *= a.x_unscale / weight_scale;  // powers of two
+    return a.row_unscale ? sum * a.row_unscale[token] : sum;
+}
+
 // Pieces `first_piece`, `first_piece + step` and so on, of M tiles of 16 rows and N tiles of 8 tokens. The next one's weights are
 // loaded before the last one's sums are finished.
 template <int FORMAT, int OUTPUT, int M, int N, bool NORM>
@@ -287,8 +293,7 @@ __device__ __forceinline__ void take_pieces(const orcd_decode_matmul_args &a, ui
             float sum = 0;
 #pragma unroll
             for (int w = 0; w < kWarps; w++) sum += sums[w][token][row];
-            sum *= a.x_unscale / scale;  // powers of two
-            return a.row_unscale ? sum * a.row_unscale[first_token + token] : sum;
+            return unscaled(a, first_token + token, sum, scale);
         };
         if constexpr (OUTPUT == ORCD_DECODE_STORE) {
             for (uint32_t i = threadIdx.x; i < n_here * kRows; i += kThreads) {
@@ -396,10 +401,8 @@ template <int FORMAT, bool NORM> __global__ void __launch_bounds__(kThreads, 3) 
             if (chunk < n_chunks) continue;
             for (int j = 0; j < 4; j++) {
                 const uint32_t token = 2 * t + j % 2, row = tile * (2 * kPairs) + j / 2 * kPairs + g;
-                if (token < a.n_tokens && row < n_rows) {
-                    const float sum = total[j] * (a.x_unscale / scale_in_sums<FORMAT>(a.w[0]));
-                    a.out[(size_t)token * n_rows + row] = a.row_unscale ? sum * a.row_unscale[token] : sum;
-                }
+                if (token < a.n_tokens && row < n_rows)
+                    a.out[(size_t)token * n_rows + row] = unscaled(a, token, total[j], scale_in_sums<FORMAT>(a.w[0]));
                 total[j] = 0;
             }
             tile += step;
