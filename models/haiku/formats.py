@@ -1,13 +1,15 @@
 """What each format of weights costs and gives: size, speed, distance from F16, and haiku. Writes a table and a plot.
 
     pip install gguf numpy matplotlib
+    cargo xtask make-random random-f16.gguf --n-embd 1024 --n-head 16
     python models/haiku/formats.py target/release/worker-orcd --llama-quantize llama-quantize --speed-model random-f16.gguf \
-        --out target/formats
+        --llama-bench llama-bench --out target/formats
 
 Accuracy is that of the haiku model: its KL divergence to F16 over 600 prompts with haiku of the grammar (`worker-orcd compare`), and how
 many of the sixty minute words it answers, greedily, with a haiku: three lines of 5, 7 and 5 syllables that hold the word once. Speed is that
-of another model, with random weights. Files come from `worker-orcd quantize`; those of formats that it does not write from llama-quantize,
-MXFP4 from Python's gguf. Where llama-quantize knows a format too, the KL divergence of its file stands beside it.
+of another model, with random weights; llama-bench reads the same file directly after each of our runs. Files come from
+`worker-orcd quantize`; those of formats that it does not write from llama-quantize, MXFP4 from Python's gguf. Where llama-quantize
+knows a format too, the KL divergence of its file stands beside it.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import math
 import random
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,7 @@ import haikugen
 
 HERE = Path(__file__).parent
 F16 = HERE / "haiku-qwen2-5.8m-f16.gguf"
+FLOATS = ["F32", "F16", "BF16"]
 OURS = ["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"]
 LLAMA = ["IQ4_NL", "IQ4_XS", "Q3_K_M", "Q2_K"]
 SAMPLES = 600
@@ -38,7 +42,7 @@ def main():
     args = arguments()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
-        rows = [bench.row(name) for name in ["F16", *OURS, *LLAMA, "MXFP4"]]
+        rows = [bench.row(name) for name in [*FLOATS, *OURS, *LLAMA, "MXFP4"]]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "formats.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
@@ -50,6 +54,8 @@ def arguments():
     parser.add_argument("worker", type=Path, help="the worker's binary")
     parser.add_argument("--llama-quantize", type=Path, required=True, help="llama.cpp's llama-quantize")
     parser.add_argument("--speed-model", type=Path, help="an F16 file to measure speed with; none is measured without")
+    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's llama-bench, to measure its speed too")
+    parser.add_argument("--threads", type=int, default=2, help="those of both, for speed")
     parser.add_argument("--repetitions", type=int, default=3, help="runs of each speed, of which the median counts")
     parser.add_argument("--out", type=Path, required=True, help="the folder for formats.json and formats.svg")
     return parser.parse_args()
@@ -68,7 +74,7 @@ class Bench:
         """One format's figures. `kl` and `llama_kl` are nats a token, with their standard errors; speeds tokens a second."""
         print(f"{name} ...", file=sys.stderr)
         file = self.quantized(F16, name)
-        row = {"format": name, "by": "worker-orcd" if name in ["F16", *OURS] else "gguf" if name == "MXFP4" else "llama.cpp"}
+        row = {"format": name, "by": "llama.cpp" if name in LLAMA else "gguf" if name == "MXFP4" else "worker-orcd"}
         compared = self.compare(file)
         n_values = sum(int(numpy.prod(t.shape)) for t in gguf.GGUFReader(F16).tensors)
         row["bits"] = 8 * compared["b"]["weight_bytes"] / n_values
@@ -108,13 +114,22 @@ class Bench:
         return haikugen.is_575(text) and len(re.findall(rf"(?<![\w-]){prompt['word']}(?![\w-])", text)) == 1
 
     def speed(self, file):
-        report = json.loads(self.run(
-            self.args.worker, "bench", "--model", file, "--device", "cpu", "-p", "512", "-n", "32", "-r",
-            str(self.args.repetitions), "--json"))
+        """Medians of our runs and llama.cpp's, which take turns."""
+        runs = [self.speeds_once(file) for _ in range(self.args.repetitions)]
         if file != self.args.speed_model:
             file.unlink()  # half a gigabyte each
-        of = {result["test"]: result["tokens_per_sec"]["median"] for result in report["results"]}
-        return {"decode": of["decode"], "prompt": of["prompt"], "decoded_bytes": report["decoded_bytes"]}
+        return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+    def speeds_once(self, file):
+        threads = str(self.args.threads)
+        ours = json.loads(self.run(
+            self.args.worker, "bench", "--model", file, "--device", "cpu", "--threads", threads, "-p", "512", "-n", "32", "-r", "1", "--json"))
+        speeds = {result["test"]: result["tokens_per_sec"]["median"] for result in ours["results"]}
+        if self.args.llama_bench:
+            theirs = json.loads(self.run(
+                self.args.llama_bench, "-m", file, "-t", threads, "-p", "512", "-n", "32", "-r", "1", "-o", "json"))
+            speeds |= {"llama_prompt" if run["n_gen"] == 0 else "llama_decode": run["avg_ts"] for run in theirs}
+        return speeds
 
     def run(self, *command):
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
@@ -153,16 +168,18 @@ def table(rows):
         digits = 0 if error == 0 else max(0, -math.floor(math.log10(error)))
         return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
-    lines = [
-        "| format | bits a weight | KL divergence to F16, millinats a token | of llama.cpp's file | same likeliest token | haiku | decode | prompt of 512 |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    def speed(row, key):
+        return f"{row[key]:.{1 if row[key] < 100 else 0}f}" if key in row else ""
+
+    titles = ["format", "bits a weight", "KL divergence to F16, millinats a token", "of llama.cpp's file", "same likeliest token", "haiku",
+              "decode", "llama.cpp's", "prompt of 512", "llama.cpp's"]
+    lines = [f"| {' | '.join(titles)} |", "|---|" + "---:|" * (len(titles) - 1)]
     for row in rows:
         by = {"llama.cpp": " ¹", "gguf": " ²"}.get(row["by"], "")
-        speeds = f"{row['decode']:.1f} | {row['prompt']:.0f}" if "decode" in row else " | "
-        lines.append(
-            f"| {row['format']}{by} | {row['bits']:.2f} | {kl(row['kl'])} | {kl(row.get('llama_kl'))} | "
-            f"{100 * row['same_top']['value']:.1f} % | {row['n_haiku']} of {N_MINUTES} | {speeds} |")
+        cells = [row["format"] + by, f"{row['bits']:.2f}", kl(row["kl"]), kl(row.get("llama_kl")), f"{100 * row['same_top']['value']:.1f} %",
+                 f"{row['n_haiku']} of {N_MINUTES}"]
+        cells += [speed(row, key) for key in ["decode", "llama_decode", "prompt", "llama_prompt"]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -173,11 +190,12 @@ def plot(rows, to):
     matplotlib.rcParams["svg.hashsalt"] = "formats"  # the same file from the same figures
     from matplotlib import pyplot
 
-    quantised = [row for row in rows if row["format"] != "F16"]
+    quantised = [row for row in rows if row["format"] not in FLOATS]
+    f16 = rows[FLOATS.index("F16")]
     panels = [("bits a weight", "bits", lambda r: r["bits"], None),
               ("KL divergence to F16,\nmillinats a token (log scale)", "kl", lambda r: 1000 * r["kl"]["value"], "log")]
     if all("decode" in row for row in rows):
-        panels.append(("decode, tokens/s\n(0.5B shape, CPU)", "decode", lambda r: r["decode"], None))
+        panels.append(("decode, tokens/s\n(random model, CPU)", "decode", lambda r: r["decode"], None))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.5 * len(panels) + 1, 5), sharey=True)
     names = [row["format"] for row in quantised]
     for ax, (title, key, value, scale) in zip(axes, panels):
@@ -187,7 +205,7 @@ def plot(rows, to):
         for y, x in enumerate(values):
             ax.annotate(f"{x:.3g}", (x, y), textcoords="offset points", xytext=(9, -3), fontsize=8)
         if key == "decode":
-            ax.axvline(rows[0]["decode"], color="#cc6677", linestyle="--", label="F16")
+            ax.axvline(f16["decode"], color="#cc6677", linestyle="--", label="F16")
             ax.legend(loc="lower right", fontsize=8)
         ax.set(title=title, **({"xscale": scale} if scale else {}))
         ax.margins(x=0.25)
