@@ -246,14 +246,14 @@ fn over_the_haiku_model() {
     check_all(&make, &HAIKU_PROMPT, &[1, 2]);
 }
 
-/// Matrices in Q8_0 as they lie in the file, interleaved for VNNI, and for AMX, where pieces of 64 tokens and whole prompts are
-/// tiles of sixteen tokens and what is left over, and pieces of 7 and single tokens are not.
+/// Matrices in Q8_0 as they lie in the file, interleaved for AVX2, for VNNI, and for AMX, where pieces of 64 tokens and whole
+/// prompts are tiles of sixteen tokens and what is left over, and pieces of 7 and single tokens are not.
 #[test]
 fn over_a_quantised_model() {
     let (spec, weights) = load("crates/transformer/golden/data/qwen2_q8_0.gguf");
     let text: Vec<_> = (0..40).map(|i| i * 5 % spec.n_vocab as TokenId).collect();
     if IntegerIsa::available().is_empty() {
-        println!("SKIPPED: interleaved weights need a processor with AVX-512 VNNI");
+        println!("SKIPPED: interleaved weights need a processor with AVX2");
     }
     for integers in std::iter::once(None).chain(IntegerIsa::available().into_iter().map(Some)) {
         let make = |n_threads| {

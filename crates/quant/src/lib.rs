@@ -19,9 +19,9 @@
 //! than reading.
 //!
 //! # Interleaved weights
-//! On processors with AVX-512 VNNI there is a second product, [`matmul16()`]: of weights that have been copied, sixteen rows
+//! On processors with AVX2 there is a second product, [`matmul16()`]: of weights that have been copied, sixteen rows
 //! interleaved ([`Interleaved`]), with activations rounded to 16 bits ([`Activations16`]), in integers. It has its own order of
-//! operations, that of [`dot16()`], and the same promise; and with AMX the same bits.
+//! operations, that of [`dot16()`], and the same promise; and with AVX-512 VNNI or AMX the same bits.
 //!
 //! # Adding a format
 //! One file in `formats/` with the block's layout, and one line in `formats/mod.rs`. The file says either how one vector is

@@ -1,6 +1,6 @@
 //! Activations in 16 bits, as two planes of 8.
 
-use super::BLOCK;
+use super::{BLOCK, IntegerIsa};
 use crate::aligned::Aligned;
 
 /// Rows of activations in blocks of 32: whole numbers of at most 127 * 256 in magnitude with one `f32` scale, kept as
@@ -129,18 +129,27 @@ impl Activations16Parts<'_> {
     /// The scale takes the greatest magnitude to 127 * 256. One value that is no number makes its block's products none; so does an
     /// infinite one.
     pub fn quantize(self, x: &[f32]) {
-        assert_eq!(2 * x.len(), self.quants.len(), "activations");
-        #[cfg(target_arch = "x86_64")]
-        if super::IntegerIsa::Vnni.is_available() {
-            // SAFETY: the processor has the instructions, and the lengths fit.
-            return unsafe { super::avx512::quantize(x, self) };
-        }
-        self.quantize_plainly(x);
+        let best = [IntegerIsa::Vnni, IntegerIsa::Avx2].into_iter().find(|isa| isa.is_available());
+        self.quantize_with(best, x);
     }
 
-    /// The same in plain Rust.
+    /// The same with these instructions, or in plain Rust.
     #[doc(hidden)]
-    pub fn quantize_plainly(self, x: &[f32]) {
+    pub fn quantize_with(self, isa: Option<IntegerIsa>, x: &[f32]) {
+        assert_eq!(2 * x.len(), self.quants.len(), "activations");
+        assert!(isa.is_none_or(IntegerIsa::is_available), "this processor lacks {isa:?}");
+        match isa {
+            // SAFETY: the processor has the instructions, and the lengths fit.
+            #[cfg(target_arch = "x86_64")]
+            Some(IntegerIsa::Vnni | IntegerIsa::Amx) => unsafe { super::avx512::quantize(x, self) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            Some(IntegerIsa::Avx2) => unsafe { super::avx2::quantize(x, self) },
+            _ => self.quantize_plainly(x),
+        }
+    }
+
+    fn quantize_plainly(self, x: &[f32]) {
         let blocks = x.chunks_exact(BLOCK).zip(self.quants.chunks_exact_mut(2 * BLOCK));
         for (b, (x, quants)) in blocks.enumerate() {
             let (scale, inverse) = scale_of(f32::from_bits(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0)));

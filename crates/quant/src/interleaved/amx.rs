@@ -19,9 +19,10 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::columns::Columns;
+use super::columns::{Columns, avx512::column, min, scale};
 use super::{Activations16, BLOCK, GROUP, Interleaved};
 use crate::panel::Scratch;
+use crate::simd::avx512::Avx512;
 use crate::tile::OutView;
 
 /// Tokens of a tile.
@@ -119,6 +120,7 @@ const N_SUMS: usize = 4;
 /// `rows` begin with a group; rows and tokens are those of the operands; [`is_available`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) unsafe fn matmul<F: Columns>(
+    simd: Avx512,
     weight: &Interleaved,
     rows: Range<usize>,
     x: &Activations16,
@@ -137,7 +139,7 @@ pub(super) unsafe fn matmul<F: Columns>(
         let groups = group..(group + PANEL_GROUPS).min(n_groups);
         for block in (0..n_blocks).step_by(STRETCH) {
             let blocks = block..(block + STRETCH).min(n_blocks);
-            let mut product = Product { weight, x, n_blocks, blocks, panel, sums: &mut sums };
+            let mut product = Product { simd, weight, x, n_blocks, blocks, panel, sums: &mut sums };
             // SAFETY: groups and tokens of the operands, a panel of their blocks, and tiles that are configured.
             unsafe {
                 product.unpack::<F>(first_group + groups.start..first_group + groups.end);
@@ -154,6 +156,7 @@ pub(super) unsafe fn matmul<F: Columns>(
 
 /// The operands of a product, a stretch of their blocks, and memory to unpack weights to.
 struct Product<'a> {
+    simd: Avx512,
     weight: &'a Interleaved,
     x: &'a Activations16,
     /// Of a row.
@@ -180,7 +183,7 @@ impl Product<'_> {
                 let to = self.panel.add(i * STRETCH * BLOCK_BYTES);
                 for (at, b) in self.blocks.clone().enumerate() {
                     for k in 0..BLOCK / 4 {
-                        let column = _mm512_sub_epi8(F::column(from.add(b * F::LAYOUT.column_bytes()), k), offset);
+                        let column = _mm512_sub_epi8(column::<F>(from.add(b * F::LAYOUT.column_bytes()), k), offset);
                         _mm512_store_si512(to.add(at * BLOCK_BYTES + k * 64).cast(), column);
                     }
                 }
@@ -203,7 +206,7 @@ impl Product<'_> {
         of_tokens: &OfTokens,
         out: &mut OutView<'_>,
     ) {
-        let Self { weight, x, n_blocks, ref blocks, panel, ref mut sums } = *self;
+        let Self { simd, weight, x, n_blocks, ref blocks, panel, ref mut sums } = *self;
         let first = token * n_blocks + blocks.start;
         let present = u16::MAX >> (GROUP - (out.n_rows() - row).min(GROUP));
         let mut acc = [_mm512_setzero_ps(); TILE_TOKENS];
@@ -245,8 +248,11 @@ impl Product<'_> {
                 }
                 let Some(i) = i.checked_sub(1) else { continue };
                 let (b, part) = (i / n_parts, i % n_parts);
-                let w_scale = F::scale(heads, blocks.start + b, part);
-                let w_min = if F::LAYOUT.has_min { F::min(heads, blocks.start + b, part) } else { _mm512_setzero_ps() };
+                let w_scale = scale::<_, F>(simd, heads, 0, blocks.start + b, part);
+                let w_min = match F::LAYOUT.has_min {
+                    true => min::<_, F>(simd, heads, 0, blocks.start + b, part),
+                    false => _mm512_setzero_ps(),
+                };
                 add_up::<F>(&sums.0[i % N_SUMS], w_scale, w_min, of_tokens, i, &mut acc);
             }
             for (t, acc) in acc.into_iter().enumerate() {

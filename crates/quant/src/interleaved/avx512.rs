@@ -5,8 +5,9 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::activations::scale_of;
-use super::columns::Columns;
+use super::columns::{Columns, avx512::column, min, scale};
 use super::{Activations16, Activations16Parts, BLOCK, GROUP, Interleaved};
+use crate::simd::avx512::Avx512;
 use crate::tile::OutView;
 
 /// Vectors of a block of a group.
@@ -22,14 +23,21 @@ const PANEL_BYTES: usize = 256 << 10;
 /// `rows` begin with a group; rows and tokens are those of the operands; the processor has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) unsafe fn matmul<F: Columns>(
+    simd: Avx512,
     weight: &Interleaved,
     rows: Range<usize>,
     x: &Activations16,
     tokens: Range<usize>,
     out: &mut OutView<'_>,
 ) {
-    let product =
-        Product { weight, x, n_blocks: weight.n_cols() / BLOCK, first_group: rows.start / GROUP, n_rows: rows.len() };
+    let product = Product {
+        simd,
+        weight,
+        x,
+        n_blocks: weight.n_cols() / BLOCK,
+        first_group: rows.start / GROUP,
+        n_rows: rows.len(),
+    };
     let n_groups = rows.len().div_ceil(GROUP);
     // SAFETY: as the caller vouches.
     unsafe {
@@ -59,6 +67,7 @@ pub(super) unsafe fn matmul<F: Columns>(
 
 /// The operands of a product.
 struct Product<'a> {
+    simd: Avx512,
     weight: &'a Interleaved,
     x: &'a Activations16,
     /// Of a row.
@@ -105,7 +114,7 @@ impl Product<'_> {
         token: usize,
         out: &mut OutView<'_>,
     ) {
-        let Self { weight, x, n_blocks, first_group, n_rows } = *self;
+        let Self { simd, weight, x, n_blocks, first_group, n_rows } = *self;
         let group_bytes = weight.group_bytes();
         // SAFETY: blocks of the groups and of the tokens.
         unsafe {
@@ -144,7 +153,7 @@ impl Product<'_> {
                             if T == 1 && k * 64 < column_bytes {
                                 _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(k * 64 + PREFETCH_BYTES).cast());
                             }
-                            w[g] = F::column(block, k);
+                            w[g] = column::<F>(block, k);
                         }
                         for t in 0..T {
                             let block = quants[t].add(b * 2 * COLUMNS);
@@ -157,7 +166,7 @@ impl Product<'_> {
                         }
                     }
                     for g in 0..G {
-                        let w_scale = F::scale(heads[g], b, part);
+                        let w_scale = scale::<_, F>(simd, heads[g], 0, b, part);
                         for t in 0..T {
                             let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*scales[t].add(b)));
                             let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[g][t]), low[g][t]);
@@ -169,7 +178,7 @@ impl Product<'_> {
                             if n_scales == 1 { *scaled_sums[t].add(b) } else { *scales[t].add(b) * sum(t) as f32 }
                         };
                         for g in 0..G {
-                            let w_min = F::min(heads[g], b, part);
+                            let w_min = min::<_, F>(simd, heads[g], 0, b, part);
                             for t in 0..T {
                                 acc[g][t] = _mm512_fmadd_ps(w_min, _mm512_set1_ps(scaled_sum(t)), acc[g][t]);
                             }

@@ -1,5 +1,5 @@
-//! Products of quantised weights with activations of 16 bits, in integers, on processors with AVX-512 VNNI: for formats whose
-//! elements are small whole numbers, or stand for such, with scales and minima.
+//! Products of quantised weights with activations of 16 bits, in integers, on processors with AVX2, AVX-512 VNNI or AMX: for
+//! formats whose elements are small whole numbers, or stand for such, with scales and minima.
 //!
 //! Activations are rounded, in blocks of 32 with a scale each, to 16 bits and not to 8: eight are off by up to 0.4 % of a
 //! block's greatest, which moves logits by some percent; sixteen move them by less than a key rounded to F16 does.
@@ -14,11 +14,11 @@
 //! # How
 //! Sixteen rows are kept interleaved ([`Interleaved`]): a vector holds four neighbouring weights of each of them, and a lane is a
 //! row, so that no sum across lanes is ever needed. It takes about as many bytes as before. An activation is `256 high + low`, two
-//! signed bytes, and each plane of bytes has its own sum. The instruction multiplies unsigned with signed bytes, so weights are
-//! kept with an offset, whose share of the product, the offset times the sum of the block's activations, is where the sum
-//! begins.
+//! signed bytes, and each plane of bytes has its own sum. VNNI multiplies unsigned with signed bytes, so weights are kept with an
+//! offset, whose share of the product, the offset times the sum of the block's activations, is where the sum begins. AVX2 has no
+//! such instruction, and multiplies whole activations.
 //!
-//! Where everything lies, and how a format is added, is in `layout`; `columns` reads it with AVX-512.
+//! Where everything lies, and how a format is added, is in `layout`; `columns` reads it into vectors.
 #![allow(unsafe_code)] // Intrinsics, and checks the shapes that they take for granted.
 
 /// Calls a macro with the names of the formats that can be interleaved.
@@ -31,6 +31,8 @@ macro_rules! with_formats {
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -48,6 +50,8 @@ pub use weights::Interleaved;
 
 use crate::formats::Format;
 use crate::panel::Scratch;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2::Avx2, avx512::Avx512};
 use crate::tile::OutView;
 use std::ops::Range;
 
@@ -104,17 +108,21 @@ fn run<F: columns::Columns>(
     scratch: &mut Scratch,
 ) {
     let n_tokens = out.n_tokens();
-    let in_tiles = match isa {
-        IntegerIsa::Amx if x.row_len() > 0 => n_tokens / amx::TILE_TOKENS * amx::TILE_TOKENS,
-        // No tile is written where there is nothing to add up.
-        IntegerIsa::Vnni | IntegerIsa::Amx => 0,
-    };
     // SAFETY: the caller has checked the shapes and that the processor has the instructions.
     unsafe {
+        let (Some(simd), true) = (Avx512::detect(), isa != IntegerIsa::Avx2) else {
+            let simd = Avx2::detect().expect("the caller has checked");
+            return avx2::matmul::<F>(simd, weight, rows, x, out);
+        };
+        let in_tiles = match isa {
+            IntegerIsa::Amx if x.row_len() > 0 => n_tokens / amx::TILE_TOKENS * amx::TILE_TOKENS,
+            // No tile is written where there is nothing to add up.
+            _ => 0,
+        };
         if in_tiles > 0 {
-            amx::matmul::<F>(weight, rows.clone(), x, out, scratch);
+            amx::matmul::<F>(simd, weight, rows.clone(), x, out, scratch);
         }
-        avx512::matmul::<F>(weight, rows, x, in_tiles..n_tokens, out);
+        avx512::matmul::<F>(simd, weight, rows, x, in_tiles..n_tokens, out);
     }
 }
 

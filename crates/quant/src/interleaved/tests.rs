@@ -51,7 +51,7 @@ fn check(format: Format, n_cols: usize) {
 #[test]
 fn no_kernel_touches_a_byte_behind_its_operands() {
     if IntegerIsa::available().is_empty() {
-        return println!("SKIPPED: interleaved weights need a processor with AVX-512 VNNI");
+        return println!("SKIPPED: interleaved weights need a processor with AVX2");
     }
     for format in Format::ALL.iter().copied().filter(|format| can_interleave(*format)) {
         // One block, some, and more than tiles take in one stretch.
