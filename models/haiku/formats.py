@@ -10,6 +10,10 @@ many of the sixty minute words it answers, greedily, with a haiku: three lines o
 of another model, with random weights; llama-bench reads the same file directly after each of our runs. Files come from
 `worker-orcd quantize`; those of formats that it does not write from llama-quantize, MXFP4 from Python's gguf. Where llama-quantize
 knows a format too, the KL divergence of its file stands beside it.
+
+    python models/haiku/formats.py target/release/worker-orcd --llama-quantize llama-quantize --golden
+
+writes golden_divergence.json instead: a text of a quarter of those prompts, and how far llama.cpp's files are from F16 over it.
 """
 
 import argparse
@@ -34,14 +38,22 @@ FLOATS = ["F32", "F16", "BF16"]
 OURS = ["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"]
 LLAMA = ["IQ4_NL", "IQ4_XS", "Q3_K_M", "Q2_K"]
 SAMPLES = 600
+GOLDEN_SAMPLES = 150
 N_MINUTES = 60
 SEED = 20261123
 
 
 def main():
     args = arguments()
+    if not args.golden and not args.out:
+        sys.exit("--out: expected a folder")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
+        if args.golden:
+            llama = {name: bench.compare(bench.by_llama(F16, name))["kl_divergence"]["mean"]["value"] for name in OURS}
+            golden = {"text": bench.text.read_text(), "llama.cpp": llama}
+            (HERE / "golden_divergence.json").write_text(json.dumps(golden, indent=1) + "\n")
+            return
         rows = [bench.row(name) for name in [*FLOATS, *OURS, *LLAMA, "MXFP4"]]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "formats.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -57,7 +69,8 @@ def arguments():
     parser.add_argument("--llama-bench", type=Path, help="llama.cpp's llama-bench, to measure its speed too")
     parser.add_argument("--threads", type=int, default=2, help="those of both, for speed")
     parser.add_argument("--repetitions", type=int, default=3, help="runs of each speed, of which the median counts")
-    parser.add_argument("--out", type=Path, required=True, help="the folder for formats.json and formats.svg")
+    parser.add_argument("--golden", action="store_true", help="write golden_divergence.json")
+    parser.add_argument("--out", type=Path, help="the folder for formats.json and formats.svg")
     return parser.parse_args()
 
 
@@ -66,7 +79,7 @@ class Bench:
         self.args, self.folder = args, folder
         self.text = folder / "text.txt"
         rng = random.Random(SEED)
-        samples = [haikugen.sample(rng) for _ in range(SAMPLES)]
+        samples = [haikugen.sample(rng) for _ in range(GOLDEN_SAMPLES if args.golden else SAMPLES)]
         self.text.write_text("".join(f"{prompt}\n{haiku}\n" for prompt, haiku, _ in samples))
         self.prompts = json.loads((HERE / "golden_minutes.json").read_text())
 

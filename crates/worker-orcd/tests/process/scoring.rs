@@ -145,6 +145,30 @@ fn a_quantisation_costs_a_little_and_a_coarser_one_more() {
     assert!(four > 10.0 * eight, "{four} {eight}");
 }
 
+/// How much further from F16 than llama.cpp's a file may be.
+const MOST_DIVERGENCE: f64 = 1.05;
+
+#[test]
+fn a_quantised_file_is_as_close_as_that_of_llama_cpp() {
+    if device() != "cpu" {
+        return println!("skipped: the files are the same on every device");
+    }
+    let haiku = test_support::checkout().join("models/haiku");
+    let golden: Value = serde_json::from_slice(&std::fs::read(haiku.join("golden_divergence.json")).unwrap()).unwrap();
+    let files = Files::new();
+    let text = files.write("text.txt", golden["text"].as_str().unwrap().as_bytes());
+    let model = haiku.join("haiku-qwen2-5.8m-f16.gguf");
+    let (model, made) = (model.to_str().unwrap(), files.path("made.gguf"));
+    let made = made.to_str().unwrap();
+    for (ty, theirs) in golden["llama.cpp"].as_object().unwrap() {
+        stdout_of(&run(&["quantize", model, made, ty, "--force"]));
+        let got = json(&["compare", model, made, "-f", &text]);
+        let ratio = number(&got["kl_divergence"]["mean"]["value"]) / number(theirs);
+        println!("{ty:8} {ratio:.4}");
+        assert!(ratio <= MOST_DIVERGENCE, "{ty}: {ratio} times the KL divergence of llama.cpp's file");
+    }
+}
+
 #[test]
 fn the_comparison_has_a_line_for_each_window_and_figure() {
     let files = Files::new();
