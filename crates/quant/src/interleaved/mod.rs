@@ -107,22 +107,27 @@ fn run<F: columns::Columns>(
     out: &mut OutView<'_>,
     scratch: &mut Scratch,
 ) {
-    let n_tokens = out.n_tokens();
-    // SAFETY: the caller has checked the shapes and that the processor has the instructions.
-    unsafe {
-        let (Some(simd), true) = (Avx512::detect(), isa != IntegerIsa::Avx2) else {
-            let simd = Avx2::detect().expect("the caller has checked");
-            return avx2::matmul::<F>(simd, weight, rows, x, out);
-        };
-        let in_tiles = match isa {
-            IntegerIsa::Amx if x.row_len() > 0 => n_tokens / amx::TILE_TOKENS * amx::TILE_TOKENS,
-            // No tile is written where there is nothing to add up.
-            _ => 0,
-        };
-        if in_tiles > 0 {
-            amx::matmul::<F>(simd, weight, rows.clone(), x, out, scratch);
+    const CHECKED: &str = "the caller has asked the processor";
+    match isa {
+        IntegerIsa::Avx2 => {
+            let simd = Avx2::detect().expect(CHECKED);
+            // SAFETY: the caller has checked the shapes.
+            unsafe { avx2::matmul::<F>(simd, weight, rows, x, out) };
         }
-        avx512::matmul::<F>(simd, weight, rows, x, in_tiles..n_tokens, out);
+        IntegerIsa::Vnni | IntegerIsa::Amx => {
+            let simd = Avx512::detect().expect(CHECKED);
+            let n_tokens = out.n_tokens();
+            // No tile is written where there is nothing to add up.
+            let has_tiles = isa == IntegerIsa::Amx && x.row_len() > 0;
+            let in_tiles = if has_tiles { n_tokens / amx::TILE_TOKENS * amx::TILE_TOKENS } else { 0 };
+            // SAFETY: the caller has checked the shapes, and that the processor has the other instructions.
+            unsafe {
+                if in_tiles > 0 {
+                    amx::matmul::<F>(simd, weight, rows.clone(), x, out, scratch);
+                }
+                avx512::matmul::<F>(simd, weight, rows, x, in_tiles..n_tokens, out);
+            }
+        }
     }
 }
 
