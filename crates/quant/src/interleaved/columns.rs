@@ -113,12 +113,15 @@ pub(super) mod avx512 {
                 plane = plane.add(FOUR_BITS);
             }
             if F::LAYOUT.has_plane(2) {
-                let (from, to) = (2 * (k % 4), F::LAYOUT.two_bits_at());
-                let of_four_columns = vector(plane, k / 4);
-                let in_place = if from <= to {
-                    _mm512_sll_epi16(of_four_columns, _mm_cvtsi32_si128((to - from) as i32))
-                } else {
-                    _mm512_srl_epi16(of_four_columns, _mm_cvtsi32_si128((from - to) as i32))
+                let (of_four_columns, to) = (vector(plane, k / 4), F::LAYOUT.two_bits_at());
+                // Written out, for the instructions that have the distance in them.
+                let in_place = match to as i32 - 2 * (k % 4) as i32 {
+                    4 => _mm512_slli_epi16::<4>(of_four_columns),
+                    2 => _mm512_slli_epi16::<2>(of_four_columns),
+                    0 => of_four_columns,
+                    -2 => _mm512_srli_epi16::<2>(of_four_columns),
+                    -4 => _mm512_srli_epi16::<4>(of_four_columns),
+                    _ => _mm512_srli_epi16::<6>(of_four_columns),
                 };
                 numbers = _mm512_or_si512(numbers, _mm512_and_si512(in_place, _mm512_set1_epi8(3 << to)));
                 plane = plane.add(TWO_BITS);
@@ -161,12 +164,15 @@ pub(super) mod avx2 {
                 plane = plane.add(FOUR_BITS);
             }
             if F::LAYOUT.has_plane(2) {
-                let (from, to) = (2 * (k % 4), F::LAYOUT.two_bits_at());
-                let of_four_columns = vector(plane, k / 4);
-                let in_place = if from <= to {
-                    _mm256_sll_epi16(of_four_columns, _mm_cvtsi32_si128((to - from) as i32))
-                } else {
-                    _mm256_srl_epi16(of_four_columns, _mm_cvtsi32_si128((from - to) as i32))
+                let (of_four_columns, to) = (vector(plane, k / 4), F::LAYOUT.two_bits_at());
+                // Written out, for the instructions that have the distance in them.
+                let in_place = match to as i32 - 2 * (k % 4) as i32 {
+                    4 => _mm256_slli_epi16::<4>(of_four_columns),
+                    2 => _mm256_slli_epi16::<2>(of_four_columns),
+                    0 => of_four_columns,
+                    -2 => _mm256_srli_epi16::<2>(of_four_columns),
+                    -4 => _mm256_srli_epi16::<4>(of_four_columns),
+                    _ => _mm256_srli_epi16::<6>(of_four_columns),
                 };
                 numbers = _mm256_or_si256(numbers, _mm256_and_si256(in_place, _mm256_set1_epi8(3 << to)));
                 plane = plane.add(TWO_BITS);
