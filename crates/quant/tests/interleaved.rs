@@ -7,7 +7,8 @@ use std::sync::Once;
 use blocks::{blocks, values};
 use proptest::prelude::*;
 use quant::{
-    Activations16, Format, IntegerIsa, Interleaved, OutView, Scratch, can_interleave, dequantize, dot16, matmul16,
+    Activations16, Format, GROUP, IntegerIsa, Interleaved, OutView, Scratch, can_interleave, dequantize, dot16,
+    matmul16,
 };
 
 fn formats() -> impl Strategy<Value = Format> {
@@ -27,7 +28,7 @@ fn integer_isas() -> Vec<IntegerIsa> {
 proptest! {
     #[test]
     fn every_element_is_the_dot_of_its_row_and_token(
-        format in formats(), n_rows in 0usize..70, n_tokens in 0usize..36, n_blocks in 0usize..70, seed: u64,
+        format in formats(), n_rows in 0usize..70, n_tokens in 0usize..36, n_blocks in 0usize..140, first_group in 0usize..3, seed: u64,
     ) {
         let len = n_blocks * 32 / format.block_len() * format.block_len();
         let (weight, x) = (blocks(format, n_rows * len, seed), values(n_tokens * len, seed));
@@ -49,11 +50,12 @@ proptest! {
             prop_assert_eq!(&from_file, &from_packed, "row {}", r);
         }
         for isa in integer_isas() {
-            let mut out = vec![f32::NAN; n_tokens * n_rows];
-            let view = OutView::new(&mut out, n_tokens, n_rows);
-            matmul16(isa, &interleaved, 0..n_rows, &quantized_with(Some(isa)), view, &mut Scratch::new());
+            let first = (n_rows / GROUP).min(first_group) * GROUP;
+            let mut out = vec![f32::NAN; n_tokens * (n_rows - first)];
+            let view = OutView::new(&mut out, n_tokens, n_rows - first);
+            matmul16(isa, &interleaved, first..n_rows, &quantized_with(Some(isa)), view, &mut Scratch::new());
             for (i, out) in out.iter().enumerate() {
-                let (t, r) = (i / n_rows, i % n_rows);
+                let (t, r) = (i / (n_rows - first), first + i % (n_rows - first));
                 let want = dot16(format, &weight[r * row_bytes..][..row_bytes], &plain, t);
                 prop_assert_eq!(out.to_bits(), want.to_bits(), "{:?}: row {}, token {}", isa, r, t);
             }
@@ -74,6 +76,46 @@ proptest! {
         let bound: f64 = w.iter().map(|w| f64::from(w.abs()) * 1.02 / 32_512.0).sum();
         let got = f64::from(dot16(format, &row, &quantized, 0));
         prop_assert!((got - exact).abs() <= bound + 1e-4, "{got} for {exact}, at most {bound} off");
+    }
+}
+
+#[test]
+fn what_is_no_number_makes_its_token_s_products_none_and_no_other() {
+    let (n_rows, len, n_tokens) = (33, 64, 20);
+    for format in [Format::Q8_0, Format::Q4_1, Format::IQ4_NL] {
+        let weight = blocks(format, n_rows * len, 1);
+        let mut interleaved = Interleaved::new(format, n_rows, len).unwrap();
+        let n_groups = interleaved.n_groups();
+        Interleaved::interleave_groups(format, len, &weight, 0..n_groups, interleaved.groups_mut().0);
+        for not_finite in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            // One value of the first token, all of the third, one of each half of a block of the fifth.
+            let mut x = values(n_tokens * len, 2);
+            x[..1].fill(not_finite);
+            x[2 * len..3 * len].fill(not_finite);
+            (x[4 * len + 35], x[4 * len + 60]) = (not_finite, not_finite);
+            for isa in std::iter::once(None).chain(integer_isas().into_iter().map(Some)) {
+                let mut quantized = Activations16::default();
+                quantized.resize(n_tokens, len);
+                quantized.parts().quantize_with(isa, &x);
+                let mut out = vec![0.0; n_tokens * n_rows];
+                match isa {
+                    Some(isa) => {
+                        let view = OutView::new(&mut out, n_tokens, n_rows);
+                        matmul16(isa, &interleaved, 0..n_rows, &quantized, view, &mut Scratch::new());
+                    }
+                    None => {
+                        for (i, out) in out.iter_mut().enumerate() {
+                            let row = &weight[i % n_rows * format.row_bytes(len)..][..format.row_bytes(len)];
+                            *out = dot16(format, row, &quantized, i / n_rows);
+                        }
+                    }
+                }
+                for (i, out) in out.iter().enumerate() {
+                    let is_none = [0, 2, 4].contains(&(i / n_rows));
+                    assert_eq!(out.is_nan(), is_none, "{format:?} {isa:?} {not_finite}: token {}", i / n_rows);
+                }
+            }
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::activations::scale_of;
-use super::columns::{Columns, avx2::column, min, scale};
-use super::{Activations16, Activations16Parts, BLOCK, GROUP, Interleaved};
+use super::columns::{COLUMNS, Columns, avx2::column, min, scale};
+use super::{Activations16, Activations16Parts, BLOCK, GROUP, Interleaved, PANEL_BYTES};
 use crate::simd::avx2::Avx2;
 use crate::tile::OutView;
 
@@ -18,12 +18,8 @@ use crate::tile::OutView;
 const LANES: usize = 8;
 /// Vectors of a group.
 const VECTORS: usize = GROUP / LANES;
-/// Columns of a block.
-const COLUMNS: usize = BLOCK / 4;
 /// Tokens of a tile.
 const TILE_TOKENS: usize = 4;
-/// Bytes of interleaved weights that stay in the second-level cache while tokens go by.
-const PANEL_BYTES: usize = 256 << 10;
 /// Blocks of activations that are widened together, of all tokens of a tile: they stay in the first-level cache.
 const WIDENED: usize = 128;
 
@@ -289,7 +285,7 @@ pub(super) unsafe fn quantize(x: &[f32], to: Activations16Parts<'_>) {
             let max = _mm_max_epu32(max, _mm_shuffle_epi32::<0b10_11_00_01>(max));
             let (scale, inverse) = scale_of(f32::from_bits(_mm_cvtsi128_si32(max) as u32));
             let inverse = _mm256_set1_ps(inverse);
-            let x = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+            let x = x.map(|x| rounded(_mm256_mul_ps(x, inverse)));
             let high = x.map(|x| _mm256_srai_epi32::<8>(_mm256_add_epi32(x, _mm256_set1_epi32(128))));
             let low: [__m256i; 4] = std::array::from_fn(|i| _mm256_sub_epi32(x[i], _mm256_slli_epi32::<8>(high[i])));
             let to = quants.as_mut_ptr().add(b * 2 * BLOCK);
@@ -300,6 +296,14 @@ pub(super) unsafe fn quantize(x: &[f32], to: Activations16Parts<'_>) {
             scaled_sums[b] = scale * (sums[2 * b] + sums[2 * b + 1]) as f32;
         }
     }
+}
+
+/// The nearest whole numbers; zero for what is no number.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rounded(x: __m256) -> __m256i {
+    let is_number = _mm256_cmp_ps::<_CMP_ORD_Q>(x, x);
+    _mm256_and_si256(_mm256_cvtps_epi32(x), _mm256_castps_si256(is_number))
 }
 
 /// Numbers that fit a signed byte, as such, in order.

@@ -5,17 +5,13 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::activations::scale_of;
-use super::columns::{Columns, avx512::column, min, scale};
-use super::{Activations16, Activations16Parts, BLOCK, GROUP, Interleaved};
+use super::columns::{COLUMNS, Columns, avx512::column, min, scale};
+use super::{Activations16, Activations16Parts, BLOCK, GROUP, Interleaved, PANEL_BYTES};
 use crate::simd::avx512::Avx512;
 use crate::tile::OutView;
 
-/// Vectors of a block of a group.
-const COLUMNS: usize = BLOCK / 4;
 /// Tokens of a tile: with two groups, 16 sums of integers and 8 of floats fill the registers.
 const TILE_TOKENS: usize = 4;
-/// Bytes of interleaved weights that stay in the second-level cache while tokens go by.
-const PANEL_BYTES: usize = 256 << 10;
 
 /// Some rows by some tokens.
 ///
@@ -219,7 +215,9 @@ pub(super) unsafe fn quantize(x: &[f32], to: Activations16Parts<'_>) {
             let inverse = _mm512_set1_ps(inverse);
             let to = quants.as_mut_ptr().add(b * 2 * BLOCK);
             for (i, x) in [low, high].into_iter().enumerate() {
-                let quants = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+                let scaled = _mm512_mul_ps(x, inverse);
+                // Zero for what is no number.
+                let quants = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask::<_CMP_ORD_Q>(scaled, scaled), scaled);
                 let upper = _mm512_srai_epi32::<8>(_mm512_add_epi32(quants, _mm512_set1_epi32(128)));
                 let lower = _mm512_sub_epi32(quants, _mm512_slli_epi32::<8>(upper));
                 _mm_storeu_si128(to.add(16 * i).cast(), _mm512_cvtepi32_epi8(upper));

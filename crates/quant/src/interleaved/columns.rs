@@ -2,10 +2,13 @@
 
 use std::arch::x86_64::*;
 
-use super::GROUP;
 use super::layout::{FOUR_BITS, Layout, Scaling, TWO_BITS};
+use super::{BLOCK, GROUP};
 use crate::formats::Format;
 use crate::simd::Simd;
+
+/// Columns of a block.
+pub(super) const COLUMNS: usize = BLOCK / 4;
 
 /// A format as the kernels see it.
 pub(super) trait Columns {

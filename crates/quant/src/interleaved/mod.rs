@@ -60,6 +60,10 @@ pub(crate) const BLOCK: usize = 32;
 /// Rows that are interleaved together: lanes of a vector.
 pub const GROUP: usize = 16;
 
+/// Bytes of interleaved weights that stay in the second-level cache while tokens go by.
+#[cfg(target_arch = "x86_64")]
+const PANEL_BYTES: usize = 256 << 10;
+
 /// Whether weights of this format can be interleaved.
 pub fn can_interleave(format: Format) -> bool {
     layout::Layout::of(format).is_some()
@@ -95,6 +99,11 @@ pub fn matmul16(
             };
         }
         with_formats!(run_for);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (&mut out, scratch);
+        unreachable!("no instructions are available elsewhere");
     }
 }
 

@@ -54,7 +54,7 @@ fn no_kernel_touches_a_byte_behind_its_operands() {
         return println!("SKIPPED: interleaved weights need a processor with AVX2");
     }
     for format in Format::ALL.iter().copied().filter(|format| can_interleave(*format)) {
-        // One block, some, and more than tiles take in one stretch.
+        // One block, some, and more than tiles of sixteen tokens take in one stretch.
         for n_cols in [format.block_len(), 3 * format.block_len(), 1280] {
             check(format, n_cols);
         }

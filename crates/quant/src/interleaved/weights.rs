@@ -10,8 +10,8 @@ use crate::isa::{Isa, Kernel};
 use crate::parts::{self, Parts};
 use crate::simd::Simd;
 
-/// A matrix whose rows are kept sixteen together, in about as many bytes as in the file: of `Q3_K`, `Q4_K` and `Q5_K` 3 % more, and the
-/// last sixteen are filled up with zeros.
+/// A matrix whose rows are kept sixteen together, in about as many bytes as in the file: of `IQ4_XS`, `Q3_K`, `Q4_K` and `Q5_K` 1 to 4 %
+/// more, and the last sixteen are filled up with zeros.
 #[derive(Debug)]
 pub struct Interleaved {
     format: Format,
